@@ -1,0 +1,108 @@
+package authz
+
+import (
+	"net/netip"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/hbone/identity"
+)
+
+// Conn is what a decision looks at.
+type Conn struct {
+	Peer     identity.ID // verified; zero means unauthenticated
+	Src, Dst netip.AddrPort
+}
+
+// Verdict is a decision. Policy is the <namespace>/<name> that decided it, if
+// a single one did.
+type Verdict struct {
+	Allow bool
+	// Pending says that the workload names a policy that is not here yet and
+	// nothing else denies: the caller holds the connection for a while and
+	// asks again. A live connection is never closed for it.
+	Pending bool
+	Policy  string
+	Reason  string // empty when allowed
+}
+
+const (
+	reasonDenied     = "explicitly denied by: "
+	reasonNotAllowed = "allow policies exist, but none allowed"
+	reasonPending    = "policy not received yet: "
+)
+
+// Decide applies to c every policy of s that concerns w: the global ones,
+// those of w's namespace and those w names. Any DENY that matches refuses; if
+// there is an ALLOW, one must match. Dry-run policies never decide. Decide
+// does not allocate unless it refuses.
+func Decide(s *mesh.Snapshot, w *mesh.Workload, c Conn) Verdict {
+	// The longest namespace (63) and service account (253) with any sane trust
+	// domain fit; append moves to the heap otherwise.
+	var principal [512]byte
+	f := facts{src: c.Src.Addr().Unmap(), dst: c.Dst.Addr().Unmap(), port: c.Dst.Port(), peer: c.Peer}
+	if !c.Peer.IsZero() {
+		p := append(principal[:0], c.Peer.TrustDomain...)
+		p = append(p, "/ns/"...)
+		p = append(p, c.Peer.Namespace...)
+		p = append(p, "/sa/"...)
+		f.principal = append(p, c.Peer.ServiceAccount...)
+	}
+
+	var t tally
+	t.list(s.GlobalPolicies(), &f)
+	if t.denied == nil {
+		t.list(s.NamespacePolicies(w.Namespace), &f)
+	}
+	missing := ""
+	for _, key := range w.Policies {
+		if t.denied != nil {
+			break
+		}
+		if p := s.Policy(key); p != nil {
+			t.one(p, &f)
+		} else if missing == "" {
+			missing = key
+		}
+	}
+	switch {
+	case t.denied != nil:
+		key := t.denied.Key()
+		return Verdict{Policy: key, Reason: reasonDenied + key}
+	case missing != "":
+		return Verdict{Pending: true, Policy: missing, Reason: reasonPending + missing}
+	case t.allows && t.allowed == nil:
+		return Verdict{Reason: reasonNotAllowed}
+	}
+	return Verdict{Allow: true}
+}
+
+// tally is what the policies seen so far add up to.
+type tally struct {
+	denied  *mesh.Policy // first DENY that matched
+	allowed *mesh.Policy // first ALLOW that matched
+	allows  bool         // an ALLOW exists
+}
+
+func (t *tally) list(policies []*mesh.Policy, f *facts) {
+	for _, p := range policies {
+		if t.one(p, f); t.denied != nil {
+			return
+		}
+	}
+}
+
+func (t *tally) one(p *mesh.Policy, f *facts) {
+	if p.DryRun {
+		return
+	}
+	if p.Action == mesh.Deny {
+		if f.policy(p) {
+			t.denied = p
+		}
+		return
+	}
+	t.allows = true
+	if t.allowed == nil && f.policy(p) {
+		t.allowed = p
+	}
+}

@@ -8,11 +8,11 @@
 
 GO        ?= go
 VERSION   ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
-IMAGE     ?= ambit
+IMAGE     ?= ambit.local/ambit
 TAG       ?= dev
 PLATFORMS ?= linux/amd64,linux/arm64
 BENCHTIME ?= 1s
-LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.12.2
+LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED := 0
 LDFLAGS := -s -w -X main.version=$(VERSION)

@@ -1,0 +1,226 @@
+package translate
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+
+	"istio.io/api/security/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+)
+
+const dryRunAnnotation = "istio.io/dry-run"
+
+// Authorization is what an AuthorizationPolicy means to ztunnels.
+type Authorization struct {
+	Policy    *mesh.Policy // nil: nothing is sent
+	Condition *Condition   // nil: ztunnel has nothing to say about it
+	// Err joins an *Error per field that cannot be honoured. Policy is then
+	// the most restrictive reading that is sure: an ALLOW rule with such a
+	// field never allows, a DENY rule denies by its other fields.
+	Err error
+}
+
+// AuthorizationPolicy translates ap. HTTP attributes cannot be seen by a
+// ztunnel; they make a policy stricter, never laxer.
+func (c Config) AuthorizationPolicy(ap *securityv1.AuthorizationPolicy) Authorization {
+	if targeted(ap) {
+		return Authorization{} // a waypoint's business
+	}
+	unsupported := func(what string) Authorization {
+		return Authorization{Condition: &Condition{Type: ConditionZtunnelAccepted, Reason: ReasonUnsupportedValue, Message: "ztunnel does not support " + what}}
+	}
+	action, ok := actionOf(ap)
+	switch {
+	case !ok:
+		return unsupported("the " + ap.Spec.GetAction().String() + " action")
+	case dryRun(ap):
+		return unsupported("dry-run policies")
+	}
+	p := &mesh.Policy{Name: ap.Name, Namespace: ap.Namespace, Scope: c.scope(ap), Action: action}
+	r := ruleReader{
+		object:    object{kind: "AuthorizationPolicy", namespace: ap.Namespace, name: ap.Name},
+		action:    action,
+		namespace: ap.Namespace,
+		http:      make(map[string]bool),
+	}
+	for i, rule := range ap.Spec.GetRules() {
+		if out, ok := r.rule(index("spec.rules", i), rule); ok {
+			p.Rules = append(p.Rules, out)
+		}
+	}
+	return Authorization{Policy: p, Condition: r.condition(len(p.Rules)), Err: r.err()}
+}
+
+// Listed reports whether ap reaches workloads through their Policies list: it
+// is sent to ztunnels and has a selector.
+func (c Config) Listed(ap *securityv1.AuthorizationPolicy) bool {
+	_, ok := actionOf(ap)
+	return ok && !targeted(ap) && !dryRun(ap) && ap.Spec.GetSelector() != nil
+}
+
+func (c Config) scope(ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
+	switch {
+	case ap.Spec.GetSelector() != nil:
+		return mesh.ScopeWorkloadSelector
+	case ap.Namespace == c.RootNamespace:
+		return mesh.ScopeGlobal
+	}
+	return mesh.ScopeNamespace
+}
+
+func targeted(ap *securityv1.AuthorizationPolicy) bool {
+	return ap.Spec.GetTargetRef() != nil || len(ap.Spec.GetTargetRefs()) > 0
+}
+
+func actionOf(ap *securityv1.AuthorizationPolicy) (mesh.Action, bool) {
+	switch ap.Spec.GetAction() {
+	case v1beta1.AuthorizationPolicy_ALLOW:
+		return mesh.Allow, true
+	case v1beta1.AuthorizationPolicy_DENY:
+		return mesh.Deny, true
+	}
+	return 0, false
+}
+
+// dryRun: an annotation that is no boolean counts as absent, the policy is
+// then enforced.
+func dryRun(ap *securityv1.AuthorizationPolicy) bool {
+	v, _ := strconv.ParseBool(ap.Annotations[dryRunAnnotation])
+	return v
+}
+
+// ruleReader reads the rules of one policy.
+type ruleReader struct {
+	object
+	action    mesh.Action
+	namespace string
+	http      map[string]bool // HTTP attributes met in any rule
+	skipped   int             // fields of the current rule that were left out
+}
+
+// condition is the status for a policy of which rules rules were kept.
+func (r *ruleReader) condition(rules int) *Condition {
+	c := &Condition{Type: ConditionZtunnelAccepted, True: true, Reason: ReasonAccepted, Message: attachedMessage}
+	if len(r.http) > 0 {
+		ending := httpDeny
+		switch {
+		case r.action == mesh.Allow:
+			ending = httpAllow
+		case rules == 0:
+			ending = httpNoRule
+		}
+		c.Reason = ReasonUnsupportedValue
+		c.Message = fmt.Sprintf(httpMessage, strings.Join(slices.Sorted(maps.Keys(r.http)), ", ")) + ending
+	}
+	if len(r.errs) > 0 {
+		details := make([]string, len(r.errs))
+		for i, err := range r.errs {
+			details[i] = err.(*Error).Detail()
+		}
+		c.True, c.Reason, c.Message = false, ReasonInvalid, strings.Join(details, "; ")
+	}
+	return c
+}
+
+// rule reads one rule; false when nothing of it is to be sent.
+func (r *ruleReader) rule(path string, in *v1beta1.Rule) (mesh.Rule, bool) {
+	r.skipped = 0
+	var out mesh.Rule
+	add := func(entries []mesh.Match) {
+		// Entries that lost every field would match anything; they are left
+		// out, so that a DENY does not refuse what none of its entries names.
+		// A clause that lost every entry no longer narrows the rule.
+		entries = slices.DeleteFunc(entries, func(m mesh.Match) bool { return empty(&m) })
+		if len(entries) > 0 {
+			out.Clauses = append(out.Clauses, mesh.Clause{Matches: entries})
+		}
+	}
+	var to, from []mesh.Match
+	for i, t := range in.GetTo() {
+		to = append(to, r.operation(index(path+".to", i)+".operation", t.GetOperation()))
+	}
+	add(to)
+	for i, f := range in.GetFrom() {
+		from = append(from, r.source(index(path+".from", i)+".source", f.GetSource()))
+	}
+	add(from)
+	for i, w := range in.GetWhen() {
+		add([]mesh.Match{r.when(index(path+".when", i), w)})
+	}
+	switch {
+	case r.skipped == 0:
+		return out, true
+	case r.action == mesh.Allow:
+		return mesh.Rule{}, false
+	}
+	// A DENY rule of which nothing is left must not become "deny all".
+	return out, len(out.Clauses) > 0
+}
+
+func (r *ruleReader) operation(path string, op *v1beta1.Operation) mesh.Match {
+	r.present(path, op != nil && (len(op.Ports)+len(op.NotPorts)+len(op.Hosts)+len(op.NotHosts)+
+		len(op.Methods)+len(op.NotMethods)+len(op.Paths)+len(op.NotPaths)) > 0)
+	r.beyond("hosts", op.GetHosts())
+	r.beyond("notHosts", op.GetNotHosts())
+	r.beyond("methods", op.GetMethods())
+	r.beyond("notMethods", op.GetNotMethods())
+	r.beyond("paths", op.GetPaths())
+	r.beyond("notPaths", op.GetNotPaths())
+	return mesh.Match{
+		DestinationPorts: r.ports(path+".ports", op.GetPorts()),
+		NotDestPorts:     r.ports(path+".notPorts", op.GetNotPorts()),
+	}
+}
+
+func (r *ruleReader) source(path string, s *v1beta1.Source) mesh.Match {
+	r.present(path, s != nil && (len(s.Principals)+len(s.NotPrincipals)+len(s.RequestPrincipals)+len(s.NotRequestPrincipals)+
+		len(s.Namespaces)+len(s.NotNamespaces)+len(s.ServiceAccounts)+len(s.NotServiceAccounts)+
+		len(s.IpBlocks)+len(s.NotIpBlocks)+len(s.RemoteIpBlocks)+len(s.NotRemoteIpBlocks)) > 0)
+	r.beyond("remoteIpBlocks", s.GetRemoteIpBlocks())
+	r.beyond("notRemoteIpBlocks", s.GetNotRemoteIpBlocks())
+	r.beyond("requestPrincipals", s.GetRequestPrincipals())
+	r.beyond("notRequestPrincipals", s.GetNotRequestPrincipals())
+	return mesh.Match{
+		Namespaces:         r.strings(path+".namespaces", s.GetNamespaces()),
+		NotNamespaces:      r.strings(path+".notNamespaces", s.GetNotNamespaces()),
+		Principals:         r.strings(path+".principals", s.GetPrincipals()),
+		NotPrincipals:      r.strings(path+".notPrincipals", s.GetNotPrincipals()),
+		ServiceAccounts:    r.accounts(path+".serviceAccounts", s.GetServiceAccounts()),
+		NotServiceAccounts: r.accounts(path+".notServiceAccounts", s.GetNotServiceAccounts()),
+		SourceIPs:          r.prefixes(path+".ipBlocks", s.GetIpBlocks()),
+		NotSourceIPs:       r.prefixes(path+".notIpBlocks", s.GetNotIpBlocks()),
+	}
+}
+
+func (r *ruleReader) when(path string, w *v1beta1.Condition) mesh.Match {
+	values, nots := w.GetValues(), w.GetNotValues()
+	vp, np := path+".values", path+".notValues"
+	r.present(path, len(values)+len(nots) > 0)
+	switch w.GetKey() {
+	case "source.ip":
+		return mesh.Match{SourceIPs: r.prefixes(vp, values), NotSourceIPs: r.prefixes(np, nots)}
+	case "destination.ip":
+		return mesh.Match{DestinationIPs: r.prefixes(vp, values), NotDestinationIPs: r.prefixes(np, nots)}
+	case "destination.port":
+		return mesh.Match{DestinationPorts: r.ports(vp, values), NotDestPorts: r.ports(np, nots)}
+	case "source.namespace":
+		return mesh.Match{Namespaces: r.strings(vp, values), NotNamespaces: r.strings(np, nots)}
+	case "source.principal":
+		return mesh.Match{Principals: r.strings(vp, values), NotPrincipals: r.strings(np, nots)}
+	}
+	r.http[w.GetKey()] = true
+	r.skipped++
+	return mesh.Match{}
+}
+
+// empty reports whether m names no attribute.
+func empty(m *mesh.Match) bool {
+	return len(m.Namespaces)+len(m.NotNamespaces)+len(m.Principals)+len(m.NotPrincipals)+
+		len(m.SourceIPs)+len(m.NotSourceIPs)+len(m.DestinationIPs)+len(m.NotDestinationIPs)+
+		len(m.DestinationPorts)+len(m.NotDestPorts)+len(m.ServiceAccounts)+len(m.NotServiceAccounts) == 0
+}

@@ -1,0 +1,29 @@
+package translate
+
+// Condition is one status condition an object should bear.
+type Condition struct {
+	Type    string
+	True    bool
+	Reason  string
+	Message string
+}
+
+// ConditionZtunnelAccepted says on an AuthorizationPolicy what ztunnels make
+// of it.
+const ConditionZtunnelAccepted = "ZtunnelAccepted"
+
+// Reasons of ConditionZtunnelAccepted.
+const (
+	ReasonAccepted         = "Accepted"
+	ReasonUnsupportedValue = "UnsupportedValue"
+	ReasonInvalid          = "Invalid" // a field could not be read; an earlier version may be in force
+)
+
+const attachedMessage = "attached to ztunnel"
+
+const (
+	httpMessage = "ztunnel does not support HTTP attributes (found: %s). In ambient mode you must use a waypoint proxy to enforce HTTP rules. "
+	httpAllow   = "Within an ALLOW policy, rules matching HTTP attributes are omitted. This will be more restrictive than requested."
+	httpDeny    = "DENY policy with HTTP attributes is enforced without the HTTP rules. This will be more restrictive than requested."
+	httpNoRule  = "DENY policy has no rule left that ztunnel can enforce and has no effect there; use a targetRef to attach it to a waypoint."
+)

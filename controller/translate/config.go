@@ -1,0 +1,54 @@
+package translate
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/ambitmesh/ambit/hbone/identity"
+)
+
+// Config is what is the same for every object of a cluster.
+type Config struct {
+	ClusterID     string // first part of every workload UID
+	ClusterDomain string // suffix of service hostnames, "cluster.local"
+	TrustDomain   string
+	RootNamespace string // home of mesh-wide policy, "istio-system"
+	Network       string // "": the root namespace's topology.istio.io/network label
+}
+
+const networkLabel = "topology.istio.io/network"
+
+// Objects is what a translation may look at besides the object it translates.
+// Implementations return shared objects, which nobody modifies; a missing
+// object is nil.
+type Objects interface {
+	Namespace(name string) *corev1.Namespace
+	Node(name string) *corev1.Node
+	Service(namespace, name string) *corev1.Service
+	Services(namespace string) []*corev1.Service
+	// SlicesTargeting are the slices with an endpoint whose target is pod.
+	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice
+	AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy
+	PeerAuthentications(namespace string) []*securityv1.PeerAuthentication
+}
+
+// network is the network of everything in this cluster.
+func (c Config) network(objs Objects) string {
+	if c.Network != "" {
+		return c.Network
+	}
+	if ns := objs.Namespace(c.RootNamespace); ns != nil {
+		return ns.Labels[networkLabel]
+	}
+	return ""
+}
+
+// trustDomain is the wire form: empty for the default.
+func (c Config) trustDomain() string {
+	if c.TrustDomain == identity.DefaultTrustDomain {
+		return ""
+	}
+	return c.TrustDomain
+}

@@ -1,0 +1,218 @@
+package translate
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+)
+
+const (
+	tunnelLabel          = "networking.istio.io/tunnel"
+	workloadNameLabel    = "service.istio.io/workload-name"
+	canonicalNameLabel   = "service.istio.io/canonical-name"
+	canonicalRevLabel    = "service.istio.io/canonical-revision"
+	subzoneLabel         = "topology.istio.io/subzone"
+	templateHashLabel    = "pod-template-hash"
+	deploymentConfigName = "openshift.io/deployment-config.name"
+)
+
+// PodUID is the workload UID of a pod.
+func (c Config) PodUID(namespace, name string) string {
+	return c.ClusterID + "//Pod/" + namespace + "/" + name
+}
+
+// Pod is the workload of pod, or nil when it has none: no address yet, or it
+// has ended. Every other pod has one, enrolled or not, because clients need to
+// know how an address is reached.
+func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
+	if Ended(pod) {
+		return nil, nil
+	}
+	addrs, err := podAddresses(pod)
+	if err != nil || len(addrs) == 0 {
+		return nil, err
+	}
+	name := workloadName(pod)
+	w := &mesh.Workload{
+		UID:               c.PodUID(pod.Namespace, pod.Name),
+		Name:              pod.Name,
+		Namespace:         pod.Namespace,
+		Addresses:         addrs,
+		Network:           c.network(objs),
+		TrustDomain:       c.trustDomain(),
+		ServiceAccount:    pod.Spec.ServiceAccountName,
+		Node:              pod.Spec.NodeName,
+		CanonicalName:     first(pod.Labels, name, canonicalNameLabel, "app.kubernetes.io/name", "app"),
+		CanonicalRevision: first(pod.Labels, "latest", canonicalRevLabel, "app.kubernetes.io/version", "version"),
+		Type:              mesh.TypePod, // always: peers keep the field for compatibility only
+		WorkloadName:      name,
+		Policies:          c.podPolicies(pod, objs),
+		Health:            podHealth(pod),
+		ClusterID:         c.ClusterID,
+		Services:          c.podServices(pod, objs),
+		HostNetwork:       pod.Spec.HostNetwork,
+	}
+	// The annotation, not the label, decides: peers may tunnel to a pod only
+	// once its node agent has proven that somebody answers on 15008.
+	switch {
+	case pod.Annotations[RedirectionAnnotation] == RedirectionEnabled:
+		w.Protocol = mesh.ProtocolHBONE
+	case strings.Contains(pod.Labels[tunnelLabel], "http"):
+		w.Protocol, w.NativeTunnel = mesh.ProtocolHBONE, true
+	}
+	if node := objs.Node(pod.Spec.NodeName); node != nil {
+		w.Locality = mesh.Locality{
+			Region:  node.Labels[corev1.LabelTopologyRegion],
+			Zone:    node.Labels[corev1.LabelTopologyZone],
+			Subzone: node.Labels[subzoneLabel],
+		}
+	}
+	return w, nil
+}
+
+func podAddresses(pod *corev1.Pod) ([]netip.Addr, error) {
+	texts := make([]string, 0, 2)
+	for _, ip := range pod.Status.PodIPs {
+		texts = append(texts, ip.IP)
+	}
+	if len(texts) == 0 && pod.Status.PodIP != "" {
+		texts = append(texts, pod.Status.PodIP)
+	}
+	addrs := make([]netip.Addr, 0, len(texts))
+	for _, text := range texts {
+		a, err := netip.ParseAddr(text)
+		if err != nil {
+			return nil, &Error{Kind: "Pod", Namespace: pod.Namespace, Name: pod.Name, Field: "status.podIPs", Value: text, Problem: "not an IP address"}
+		}
+		addrs = append(addrs, a.Unmap())
+	}
+	return addrs, nil
+}
+
+// podHealth is Unhealthy unless the pod says it is ready and is not going.
+func podHealth(pod *corev1.Pod) mesh.Health {
+	if pod.DeletionTimestamp != nil {
+		return mesh.Unhealthy
+	}
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue {
+			return mesh.Healthy
+		}
+	}
+	return mesh.Unhealthy
+}
+
+// podServices are the services pod is an endpoint of, with its own ports:
+// those whose selector matches it, and selector-less ones whose slices name it.
+func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Port {
+	var m map[string][]mesh.Port
+	add := func(svc *corev1.Service, ports []mesh.Port) {
+		if m == nil {
+			m = make(map[string][]mesh.Port)
+		}
+		m[c.ServiceKey(svc.Namespace, svc.Name)] = ports
+	}
+	for _, svc := range objs.Services(pod.Namespace) {
+		if published(svc) && Selects(svc, pod) {
+			add(svc, selectedPorts(svc, pod))
+		}
+	}
+	for _, slice := range objs.SlicesTargeting(pod) {
+		svc := sliceService(slice, objs)
+		if svc == nil || len(svc.Spec.Selector) > 0 {
+			continue
+		}
+		key := c.ServiceKey(svc.Namespace, svc.Name)
+		add(svc, mergePorts(m[key], slicePorts(slice, svc)))
+	}
+	return m
+}
+
+// podPolicies are the keys of the selector policies that apply to pod, sorted.
+// Namespace and mesh-wide policies apply by scope and are not listed.
+func (c Config) podPolicies(pod *corev1.Pod, objs Objects) []string {
+	var keys []string
+	namespaces := []string{pod.Namespace}
+	if pod.Namespace != c.RootNamespace {
+		namespaces = append(namespaces, c.RootNamespace)
+	}
+	for _, ns := range namespaces {
+		for _, ap := range objs.AuthorizationPolicies(ns) {
+			if c.Listed(ap) && matchLabels(ap.Spec.GetSelector().GetMatchLabels(), pod.Labels) {
+				keys = append(keys, ap.Namespace+"/"+ap.Name)
+			}
+		}
+	}
+	if key := c.peerPolicy(pod, objs); key != "" {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// workloadName is the name of what the user created, as far as owner
+// references tell.
+func workloadName(pod *corev1.Pod) string {
+	if n := pod.Labels[workloadNameLabel]; n != "" {
+		return n
+	}
+	owner := metav1.GetControllerOf(pod)
+	if owner == nil {
+		return pod.Name
+	}
+	switch owner.Kind {
+	case "ReplicaSet": // of a Deployment or an Argo Rollout, both add the hash
+		if hash := pod.Labels[templateHashLabel]; hash != "" {
+			if base, ok := strings.CutSuffix(owner.Name, "-"+hash); ok {
+				return base
+			}
+		}
+	case "ReplicationController":
+		if n := pod.Annotations[deploymentConfigName]; n != "" {
+			return n
+		}
+	case "Job":
+		if base, ok := cronJobName(owner.Name); ok {
+			return base
+		}
+	}
+	return owner.Name
+}
+
+// cronJobName cuts the 8 to 10 digit schedule suffix a CronJob gives its Jobs.
+func cronJobName(job string) (string, bool) {
+	i := strings.LastIndexByte(job, '-')
+	if i <= 0 {
+		return "", false
+	}
+	digits := job[i+1:]
+	if len(digits) < 8 || len(digits) > 10 || strings.Trim(digits, "0123456789") != "" {
+		return "", false
+	}
+	return job[:i], true
+}
+
+// first is the value of the first of keys that labels has, or fallback.
+func first(labels map[string]string, fallback string, keys ...string) string {
+	for _, k := range keys {
+		if v := labels[k]; v != "" {
+			return v
+		}
+	}
+	return fallback
+}
+
+// matchLabels reports whether labels has all of want.
+func matchLabels(want, labels map[string]string) bool {
+	for k, v := range want {
+		if got, ok := labels[k]; !ok || got != v {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,137 @@
+package translate
+
+import (
+	"errors"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+)
+
+// Set is Objects held in plain lists and searched one by one: for files of
+// manifests, and as the slow truth that incremental translation is compared
+// with.
+type Set struct {
+	NamespaceList []*corev1.Namespace
+	NodeList      []*corev1.Node
+	PodList       []*corev1.Pod
+	ServiceList   []*corev1.Service
+	SliceList     []*discoveryv1.EndpointSlice
+	PolicyList    []*securityv1.AuthorizationPolicy
+	PeerList      []*securityv1.PeerAuthentication
+}
+
+var _ Objects = (*Set)(nil)
+
+// All translates every object of s. The errors are joined; what they name is
+// in the delta in its most restrictive reading.
+func All(c Config, s *Set) (mesh.Delta, error) {
+	var d mesh.Delta
+	var errs []error
+	for _, pod := range s.PodList {
+		w, err := c.Pod(pod, s)
+		errs = append(errs, err)
+		if w != nil {
+			d.Workloads = append(d.Workloads, w)
+		}
+	}
+	for _, slice := range s.SliceList {
+		ws, err := c.EndpointSlice(slice, s)
+		errs = append(errs, err)
+		d.Workloads = append(d.Workloads, ws...)
+	}
+	for _, svc := range s.ServiceList {
+		out, err := c.Service(svc, s)
+		errs = append(errs, err)
+		if out != nil {
+			d.Services = append(d.Services, out)
+		}
+	}
+	for _, ap := range s.PolicyList {
+		a := c.AuthorizationPolicy(ap)
+		errs = append(errs, a.Err)
+		if a.Policy != nil {
+			d.Policies = append(d.Policies, a.Policy)
+		}
+	}
+	if len(s.PeerList) > 0 {
+		d.Policies = append(d.Policies, c.StaticStrict())
+	}
+	for _, pa := range s.PeerList {
+		p, err := c.PeerAuthentication(pa, s)
+		errs = append(errs, err)
+		if p != nil {
+			d.Policies = append(d.Policies, p)
+		}
+	}
+	return d, errors.Join(errs...)
+}
+
+// Namespace implements Objects.
+func (s *Set) Namespace(name string) *corev1.Namespace {
+	for _, ns := range s.NamespaceList {
+		if ns.Name == name {
+			return ns
+		}
+	}
+	return nil
+}
+
+// Node implements Objects.
+func (s *Set) Node(name string) *corev1.Node {
+	for _, n := range s.NodeList {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// Service implements Objects.
+func (s *Set) Service(namespace, name string) *corev1.Service {
+	for _, svc := range s.Services(namespace) {
+		if svc.Name == name {
+			return svc
+		}
+	}
+	return nil
+}
+
+// Services implements Objects.
+func (s *Set) Services(namespace string) []*corev1.Service {
+	return inNamespace(s.ServiceList, namespace, (*corev1.Service).GetNamespace)
+}
+
+// SlicesTargeting implements Objects.
+func (s *Set) SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice {
+	var out []*discoveryv1.EndpointSlice
+	for _, slice := range s.SliceList {
+		if Targets(slice, pod) {
+			out = append(out, slice)
+		}
+	}
+	return out
+}
+
+// AuthorizationPolicies implements Objects.
+func (s *Set) AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy {
+	return inNamespace(s.PolicyList, namespace, (*securityv1.AuthorizationPolicy).GetNamespace)
+}
+
+// PeerAuthentications implements Objects.
+func (s *Set) PeerAuthentications(namespace string) []*securityv1.PeerAuthentication {
+	return inNamespace(s.PeerList, namespace, (*securityv1.PeerAuthentication).GetNamespace)
+}
+
+func inNamespace[T any](all []T, namespace string, of func(T) string) []T {
+	var out []T
+	for _, o := range all {
+		if of(o) == namespace {
+			out = append(out, o)
+		}
+	}
+	return out
+}

@@ -1,0 +1,100 @@
+package live
+
+import (
+	"strings"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+)
+
+// DefaultCluster is the cluster of a workload that names none, as in Istio's
+// workload API.
+const DefaultCluster = "Kubernetes"
+
+// Baggage is the value of the header "baggage": who a workload is, in the
+// order and form Istio's ztunnel sends. Empty values are left out.
+func Baggage(w *mesh.Workload) string {
+	if w == nil {
+		return ""
+	}
+	var b strings.Builder
+	b.Grow(160)
+	add := func(key, value string) {
+		if value == "" {
+			return
+		}
+		if b.Len() > 0 {
+			b.WriteByte(',')
+		}
+		b.WriteString(key)
+		b.WriteByte('=')
+		b.WriteString(value)
+	}
+	add("k8s.cluster.name", cluster(w))
+	add("k8s.namespace.name", w.Namespace)
+	add("k8s."+typeName(w.Type)+".name", w.WorkloadName)
+	add("service.name", w.CanonicalName)
+	add("service.version", w.CanonicalRevision)
+	add("cloud.region", w.Locality.Region)
+	add("cloud.availability_zone", w.Locality.Zone)
+	return b.String()
+}
+
+func cluster(w *mesh.Workload) string {
+	if w.ClusterID == "" {
+		return DefaultCluster
+	}
+	return w.ClusterID
+}
+
+func typeName(t mesh.WorkloadType) string {
+	switch t {
+	case mesh.TypeCronJob:
+		return "cronjob"
+	case mesh.TypePod:
+		return "pod"
+	case mesh.TypeJob:
+		return "job"
+	}
+	return "deployment"
+}
+
+// Metadata is what a peer's baggage says about it.
+type Metadata struct {
+	Cluster, Namespace, Workload, Service, Revision, Region, Zone string
+}
+
+// ParseBaggage reads the header as Istio's ztunnel does: split on "," and "=",
+// no trimming, unknown keys ignored, later duplicates win. A header with
+// anything but visible ASCII invalidates the whole set.
+func ParseBaggage(header string) Metadata {
+	for i := range len(header) {
+		if header[i] < 0x20 || header[i] > 0x7e {
+			return Metadata{}
+		}
+	}
+	var m Metadata
+	for part := range strings.SplitSeq(header, ",") {
+		key, rest, ok := strings.Cut(part, "=")
+		if !ok {
+			continue
+		}
+		value, _, _ := strings.Cut(rest, "=")
+		switch key {
+		case "k8s.cluster.name":
+			m.Cluster = value
+		case "k8s.namespace.name":
+			m.Namespace = value
+		case "k8s.deployment.name", "k8s.cronjob.name", "k8s.pod.name", "k8s.job.name":
+			m.Workload = value
+		case "service.name":
+			m.Service = value
+		case "service.version":
+			m.Revision = value
+		case "cloud.region":
+			m.Region = value
+		case "cloud.availability_zone":
+			m.Zone = value
+		}
+	}
+	return m
+}

@@ -16,9 +16,9 @@ import (
 	"strings"
 )
 
-// istioKinds are the definitions of istio.io/api that Ambit acts on. One that
-// nothing reads is left out: a cluster that accepts an object nobody honours
-// tells its user a lie.
+// istioKinds are the definitions of istio.io/api that Ambit acts on. A kind that
+// nothing reads is left out: an object that is accepted and then honoured by
+// nobody misleads the one who wrote it.
 var istioKinds = []string{
 	"authorizationpolicies.security.istio.io",
 	"peerauthentications.security.istio.io",
@@ -67,7 +67,8 @@ func run() error {
 	var k bytes.Buffer
 	k.WriteString("# Rendered by `make generate`. Do not edit.\n" +
 		"# Separate from deploy/ambit, so that removing Ambit does not remove its users' objects.\n" +
-		"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n")
+		"# Apply with --server-side: the larger definitions do not fit into the annotation of a plain apply.\n" +
+		"apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\nresources:\n  - root-namespace.yaml\n")
 	for _, w := range written {
 		fmt.Fprintf(&k, "  - %s\n", w)
 	}

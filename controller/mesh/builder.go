@@ -3,6 +3,7 @@ package mesh
 import (
 	"cmp"
 	"net/netip"
+	"reflect"
 	"slices"
 )
 
@@ -68,17 +69,28 @@ func NewBuilder(base *Snapshot) *Builder {
 	return b
 }
 
-// Apply adds d to what is being built. Its values are frozen from then on.
+// Apply adds d to what is being built. Its values are frozen from then on. A
+// value equal to the one already there changes nothing, so that re-sent objects
+// neither wake clients nor re-check connections.
 func (b *Builder) Apply(d Delta) {
 	for _, w := range d.Workloads {
+		if same(&b.workloads, w.UID, w) {
+			continue
+		}
 		b.dropWorkload(w.UID)
 		b.addWorkload(w)
 	}
 	for _, v := range d.Services {
+		if same(&b.services, v.Key(), v) {
+			continue
+		}
 		b.dropService(v.Key())
 		b.addService(v)
 	}
 	for _, p := range d.Policies {
+		if same(&b.policies, p.Key(), p) {
+			continue
+		}
 		b.dropPolicy(p.Key())
 		b.addPolicy(p)
 	}
@@ -91,6 +103,11 @@ func (b *Builder) Apply(d Delta) {
 	for _, key := range d.RemovedPolicies {
 		b.dropPolicy(key)
 	}
+}
+
+func same[V any](e *edit[string, *V], key string, v *V) bool {
+	old, ok := e.get(key)
+	return ok && reflect.DeepEqual(old, v)
 }
 
 // Build returns the new snapshot, its version one above the base's.

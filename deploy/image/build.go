@@ -29,9 +29,13 @@ const binDir = "usr/local/bin/"
 
 // reference is the full name containerd knows an image by.
 func reference(s string) (string, error) {
-	r, err := name.NewTag(s, name.StrictValidation)
+	r, err := name.NewTag(s, name.WeakValidation)
 	if err != nil {
 		return "", fmt.Errorf("image name %q: %w", s, err)
+	}
+	// Without a tag it would be "latest", which makes every kubelet pull.
+	if !strings.HasSuffix(s, ":"+r.TagStr()) {
+		return "", fmt.Errorf("image name %q: no tag", s)
 	}
 	// The library spells Docker's registry the way its API is addressed,
 	// containerd and the kubelet the way users write it.

@@ -1,0 +1,3 @@
+// Package deploy owns the manifests; it has no code, its tests hold the
+// manifests to what they promise.
+package deploy

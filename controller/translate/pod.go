@@ -8,6 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"istio.io/api/type/v1beta1"
+
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
@@ -143,7 +145,7 @@ func (c Config) podPolicies(pod *corev1.Pod, objs Objects) []string {
 	}
 	for _, ns := range namespaces {
 		for _, ap := range objs.AuthorizationPolicies(ns) {
-			if c.Listed(ap) && matchLabels(ap.Spec.GetSelector().GetMatchLabels(), pod.Labels) {
+			if c.Listed(ap) && Picks(ap.Spec.GetSelector(), pod) {
 				keys = append(keys, ap.Namespace+"/"+ap.Name)
 			}
 		}
@@ -205,6 +207,11 @@ func first(labels map[string]string, fallback string, keys ...string) string {
 		}
 	}
 	return fallback
+}
+
+// Picks reports whether a policy's selector, which must not be nil, picks pod.
+func Picks(s *v1beta1.WorkloadSelector, pod *corev1.Pod) bool {
+	return matchLabels(s.GetMatchLabels(), pod.Labels)
 }
 
 // matchLabels reports whether labels has all of want.

@@ -1,0 +1,61 @@
+package kube
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/kubernetes"
+
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
+
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// Names of what the controller writes.
+const (
+	LeaseName          = "ambit-controller-leader"
+	RootConfigMap      = "ambit-ca-root-cert"
+	IstioRootConfigMap = "istio-ca-root-cert"
+	RootKey            = "root-cert.pem"
+)
+
+// Config of a Controller.
+type Config struct {
+	Client    kubernetes.Interface
+	Istio     istioclient.Interface
+	Translate translate.Config
+	Enrolment translate.Enrolment
+
+	Namespace  string   // where the Lease is
+	Replica    string   // this replica's name on the Lease
+	RootPEM    []byte   // trust anchor for the ConfigMaps
+	ConfigMaps []string // names of the ConfigMaps that carry it
+
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Validate reports all problems at once.
+func (c *Config) Validate() error {
+	var errs []error
+	need := func(ok bool, what string) {
+		if !ok {
+			errs = append(errs, errors.New(what))
+		}
+	}
+	need(c.Client != nil && c.Istio != nil, "API clients are missing")
+	need(c.Translate.ClusterID != "", "cluster id is empty")
+	need(c.Translate.ClusterDomain != "", "cluster domain is empty")
+	need(c.Translate.TrustDomain != "", "trust domain is empty")
+	need(c.Translate.RootNamespace != "", "root namespace is empty")
+	need(c.Namespace != "", "own namespace is empty")
+	need(c.Replica != "", "replica name is empty")
+	need(len(c.RootPEM) > 0, "root certificate is empty")
+	need(c.Logger != nil && c.Registerer != nil, "logger or metrics registry is missing")
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("controller configuration: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,179 @@
+package kube
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/api/meta"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/tools/cache"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	istioinformers "istio.io/client-go/pkg/informers/externalversions"
+)
+
+// Names of the indices beside the namespace one.
+const (
+	byNode    = "node"    // pods: node name
+	byAccount = "account" // pods: node/namespace/service account
+	byService = "service" // slices: namespace/service name
+	byPod     = "pod"     // slices: namespace/pod name of each target
+)
+
+// caches are the local copies of what the controller watches.
+type caches struct {
+	namespaces, nodes, pods, services, slices cache.SharedIndexInformer
+	policies, peers                           cache.SharedIndexInformer
+	core                                      informers.SharedInformerFactory
+	istio                                     istioinformers.SharedInformerFactory
+}
+
+func newCaches(c *Config) (*caches, error) {
+	core := informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(trim))
+	istio := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
+	cs := &caches{
+		core:       core,
+		istio:      istio,
+		namespaces: core.Core().V1().Namespaces().Informer(),
+		nodes:      core.Core().V1().Nodes().Informer(),
+		pods:       core.Core().V1().Pods().Informer(),
+		services:   core.Core().V1().Services().Informer(),
+		slices:     core.Discovery().V1().EndpointSlices().Informer(),
+		policies:   istio.Security().V1().AuthorizationPolicies().Informer(),
+		peers:      istio.Security().V1().PeerAuthentications().Informer(),
+	}
+	if err := cs.pods.AddIndexers(cache.Indexers{byNode: podNode, byAccount: podAccount}); err != nil {
+		return nil, fmt.Errorf("index pods: %w", err)
+	}
+	if err := cs.slices.AddIndexers(cache.Indexers{byService: sliceServiceKey, byPod: slicePods}); err != nil {
+		return nil, fmt.Errorf("index endpoint slices: %w", err)
+	}
+	return cs, nil
+}
+
+// trim drops what nobody here reads and what makes up much of an object.
+func trim(obj any) (any, error) {
+	if m, err := meta.Accessor(obj); err == nil {
+		m.SetManagedFields(nil)
+	}
+	return obj, nil
+}
+
+func podNode(obj any) ([]string, error) {
+	if pod, ok := obj.(*corev1.Pod); ok && pod.Spec.NodeName != "" {
+		return []string{pod.Spec.NodeName}, nil
+	}
+	return nil, nil
+}
+
+func podAccount(obj any) ([]string, error) {
+	if pod, ok := obj.(*corev1.Pod); ok && pod.Spec.NodeName != "" {
+		return []string{accountKey(pod.Spec.NodeName, pod.Namespace, account(pod))}, nil
+	}
+	return nil, nil
+}
+
+func accountKey(node, namespace, account string) string {
+	return node + "/" + namespace + "/" + account
+}
+
+func account(pod *corev1.Pod) string {
+	if pod.Spec.ServiceAccountName == "" {
+		return "default"
+	}
+	return pod.Spec.ServiceAccountName
+}
+
+func sliceServiceKey(obj any) ([]string, error) {
+	if s, ok := obj.(*discoveryv1.EndpointSlice); ok && s.Labels[discoveryv1.LabelServiceName] != "" {
+		return []string{s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]}, nil
+	}
+	return nil, nil
+}
+
+func slicePods(obj any) ([]string, error) {
+	s, ok := obj.(*discoveryv1.EndpointSlice)
+	if !ok {
+		return nil, nil
+	}
+	var keys []string
+	for i := range s.Endpoints {
+		if r := s.Endpoints[i].TargetRef; r != nil && r.Kind == "Pod" {
+			keys = append(keys, s.Namespace+"/"+r.Name)
+		}
+	}
+	return keys, nil
+}
+
+// record makes inf report changes of kind k to dirty, except updates that same
+// says change nothing a translation reads.
+func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirtySet, same func(old, now T) bool) error {
+	add := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if o, ok := obj.(T); ok {
+			dirty.add(key{k, o.GetNamespace(), o.GetName()})
+		}
+	}
+	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
+		AddFunc:    add,
+		DeleteFunc: add,
+		UpdateFunc: func(old, now any) {
+			o, ok1 := old.(T)
+			n, ok2 := now.(T)
+			if ok1 && ok2 && (o.GetResourceVersion() == n.GetResourceVersion() || same(o, n)) {
+				return
+			}
+			add(now)
+		},
+	})
+	if err != nil {
+		return fmt.Errorf("watch %s: %w", k, err)
+	}
+	return nil
+}
+
+func (cs *caches) recordAll(dirty *dirtySet) error {
+	for _, err := range []error{
+		record(cs.namespaces, kindNamespace, dirty, func(o, n *corev1.Namespace) bool {
+			return maps.Equal(o.Labels, n.Labels) && maps.Equal(o.Annotations, n.Annotations)
+		}),
+		// A kubelet writes its node's status all the time; only labels count.
+		record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool { return maps.Equal(o.Labels, n.Labels) }),
+		record(cs.pods, kindPod, dirty, func(_, _ *corev1.Pod) bool { return false }),
+		record(cs.services, kindService, dirty, func(_, _ *corev1.Service) bool { return false }),
+		record(cs.slices, kindSlice, dirty, func(_, _ *discoveryv1.EndpointSlice) bool { return false }),
+		record(cs.policies, kindPolicy, dirty, func(o, n *securityv1.AuthorizationPolicy) bool {
+			return o.UID == n.UID && o.Generation == n.Generation && maps.Equal(o.Annotations, n.Annotations)
+		}),
+		record(cs.peers, kindPeer, dirty, func(o, n *securityv1.PeerAuthentication) bool {
+			return o.UID == n.UID && o.Generation == n.Generation
+		}),
+	} {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// awaitSync waits until every given informer holds what the API server has.
+func awaitSync(ctx context.Context, infs ...cache.SharedIndexInformer) error {
+	synced := make([]cache.InformerSynced, len(infs))
+	for i, inf := range infs {
+		synced[i] = inf.HasSynced
+	}
+	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
+		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
+	}
+	return nil
+}
+
+// crdPoll is how often absent CRDs are looked for.
+const crdPoll = 5 * time.Second

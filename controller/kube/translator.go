@@ -1,0 +1,326 @@
+package kube
+
+import (
+	"context"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	"k8s.io/apimachinery/pkg/types"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// translator turns changed objects into snapshots. Everything below the
+// immutable block is owned by the goroutine that calls run.
+type translator struct {
+	cfg     *Config
+	caches  *caches
+	dirty   *dirtySet
+	store   *mesh.Store
+	metrics *metrics
+	verdict func(policyVerdict) // told of every AuthorizationPolicy translated
+
+	good     lastGood
+	problems map[key]string // text of the errors in force, by object
+	network  string
+	// naming holds, per service and policy key, the pods (<namespace>/<name>)
+	// whose workload names it.
+	naming map[string]names
+	// sliceUIDs and sliceService remember what a slice became, by its
+	// <namespace>/<name>.
+	sliceUIDs    map[string][]string
+	sliceService map[string]string
+}
+
+// policyVerdict is what the status of an AuthorizationPolicy should say.
+type policyVerdict struct {
+	namespace, name string
+	generation      int64
+	condition       *translate.Condition // nil: no condition of ours
+	deleted         bool
+}
+
+func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict func(policyVerdict)) *translator {
+	return &translator{
+		cfg: cfg, caches: cs, dirty: dirty, store: mesh.NewStore(), metrics: m, verdict: verdict,
+		good: lastGood{
+			policies: make(map[string]*securityv1.AuthorizationPolicy),
+			peers:    make(map[string]*securityv1.PeerAuthentication),
+		},
+		problems:     make(map[key]string),
+		naming:       make(map[string]names),
+		sliceUIDs:    make(map[string][]string),
+		sliceService: make(map[string]string),
+	}
+}
+
+// run translates until ctx ends. The first batch, with everything the synced
+// caches hold, is published before ready is called.
+func (t *translator) run(ctx context.Context, ready func()) {
+	t.batch(t.dirty.drain())
+	ready()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-t.dirty.wake:
+			t.batch(t.dirty.drain())
+		}
+	}
+}
+
+// batch translates what changed touches and publishes one snapshot if that
+// made a difference.
+func (t *translator) batch(changed map[key]struct{}) {
+	if len(changed) == 0 {
+		return
+	}
+	start := time.Now()
+	t.judge(changed)
+	v := newView(t.caches, &t.good)
+	a := t.expand(v, changed)
+	snap := t.store.Load()
+	var d mesh.Delta
+	t.translatePods(v, snap, a.pods, &d)
+	t.translateSlices(v, snap, a.slices, &d)
+	t.translateServices(v, snap, a.services, &d)
+	t.translatePolicies(v, snap, a.policies, &d)
+	t.translatePeers(v, snap, a.peers, &d)
+	t.metrics.observe(len(changed), time.Since(start), len(t.problems))
+	if d.Empty() {
+		return
+	}
+	b := mesh.NewBuilder(snap)
+	b.Apply(d)
+	next := b.Build()
+	t.store.Swap(next)
+	t.metrics.swapped(next.Version())
+}
+
+// judge decides, before anything is translated, which version of each changed
+// policy is in force: the newest that can be honoured.
+func (t *translator) judge(changed map[key]struct{}) {
+	v := newView(t.caches, &t.good)
+	for k := range changed {
+		name := k.namespace + "/" + k.name
+		switch k.kind {
+		case kindPolicy:
+			ap := get[*securityv1.AuthorizationPolicy](t.caches.policies, name)
+			if ap == nil {
+				delete(t.good.policies, name)
+				t.report(k, nil)
+				t.verdict(policyVerdict{namespace: k.namespace, name: k.name, deleted: true})
+				continue
+			}
+			out := t.cfg.Translate.AuthorizationPolicy(ap)
+			kept := keep(t.good.policies, ap, out.Err)
+			t.report(k, out.Err)
+			if kept && out.Condition != nil {
+				out.Condition.Message += "; the last version without errors stays in force"
+			}
+			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition})
+		case kindPeer:
+			pa := get[*securityv1.PeerAuthentication](t.caches.peers, name)
+			if pa == nil {
+				delete(t.good.peers, name)
+				t.report(k, nil)
+				continue
+			}
+			_, err := t.cfg.Translate.PeerAuthentication(pa, v)
+			keep(t.good.peers, pa, err)
+			t.report(k, err)
+		}
+	}
+}
+
+// keep records now as the version in force unless err says it cannot be; it
+// reports whether an earlier version of the same object stays.
+func keep[T interface {
+	named
+	GetUID() types.UID
+}](good map[string]T, now T, err error) bool {
+	name := now.GetNamespace() + "/" + now.GetName()
+	old, ok := good[name]
+	if ok && old.GetUID() != now.GetUID() {
+		delete(good, name)
+		ok = false
+	}
+	if err == nil {
+		good[name] = now
+		return false
+	}
+	return ok
+}
+
+// report logs err once per change of its text and keeps count.
+func (t *translator) report(k key, err error) {
+	if err == nil {
+		if _, ok := t.problems[k]; ok {
+			delete(t.problems, k)
+			t.cfg.Logger.Info("object can be honoured again", "kind", k.kind, "object", k.namespace+"/"+k.name)
+		}
+		return
+	}
+	if text := err.Error(); t.problems[k] != text {
+		t.problems[k] = text
+		t.cfg.Logger.Warn("object cannot be honoured as it is", "kind", k.kind, "object", k.namespace+"/"+k.name,
+			"error", strings.ReplaceAll(text, "\n", "; "))
+	}
+}
+
+func (t *translator) translatePods(v *view, snap *mesh.Snapshot, pods names, d *mesh.Delta) {
+	for name := range pods {
+		namespace, short, _ := strings.Cut(name, "/")
+		uid := t.cfg.Translate.PodUID(namespace, short)
+		var w *mesh.Workload
+		var err error
+		if pod := get[*corev1.Pod](t.caches.pods, name); pod != nil {
+			w, err = t.cfg.Translate.Pod(pod, v)
+		}
+		t.report(key{kindPod, namespace, short}, err)
+		old := snap.Workload(uid)
+		if reflect.DeepEqual(old, w) {
+			continue
+		}
+		t.renaming(name, old, w)
+		if w == nil {
+			d.RemovedWorkloads = append(d.RemovedWorkloads, uid)
+		} else {
+			d.Workloads = append(d.Workloads, w)
+		}
+	}
+}
+
+// renaming keeps naming true when pod's workload changes from old to now.
+func (t *translator) renaming(pod string, old, now *mesh.Workload) {
+	for _, k := range mentions(old) {
+		if delete(t.naming[k], pod); len(t.naming[k]) == 0 {
+			delete(t.naming, k)
+		}
+	}
+	for _, k := range mentions(now) {
+		if t.naming[k] == nil {
+			t.naming[k] = names{}
+		}
+		t.naming[k][pod] = struct{}{}
+	}
+}
+
+// mentions are the keys of the services and policies w names. The two kinds
+// cannot meet: a service's key ends in the cluster domain.
+func mentions(w *mesh.Workload) []string {
+	if w == nil {
+		return nil
+	}
+	keys := slices.Clone(w.Policies)
+	for k := range w.Services {
+		keys = append(keys, k)
+	}
+	return keys
+}
+
+func (t *translator) translateSlices(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
+	for name := range all {
+		namespace, short, _ := strings.Cut(name, "/")
+		var ws []*mesh.Workload
+		var err error
+		slice := get[*discoveryv1.EndpointSlice](t.caches.slices, name)
+		if slice != nil {
+			ws, err = t.cfg.Translate.EndpointSlice(slice, v)
+			t.sliceService[name] = slice.Labels[discoveryv1.LabelServiceName]
+		} else {
+			delete(t.sliceService, name)
+		}
+		t.report(key{kindSlice, namespace, short}, err)
+		var uids []string
+		for _, w := range ws {
+			uids = append(uids, w.UID)
+			if !reflect.DeepEqual(snap.Workload(w.UID), w) {
+				d.Workloads = append(d.Workloads, w)
+			}
+		}
+		for _, uid := range t.sliceUIDs[name] {
+			if !slices.Contains(uids, uid) {
+				d.RemovedWorkloads = append(d.RemovedWorkloads, uid)
+			}
+		}
+		if len(uids) > 0 {
+			t.sliceUIDs[name] = uids
+		} else {
+			delete(t.sliceUIDs, name)
+		}
+	}
+}
+
+func (t *translator) translateServices(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
+	for name := range all {
+		namespace, short, _ := strings.Cut(name, "/")
+		var s *mesh.Service
+		var err error
+		if svc := v.Service(namespace, short); svc != nil {
+			s, err = t.cfg.Translate.Service(svc, v)
+		}
+		t.report(key{kindService, namespace, short}, err)
+		k := t.cfg.Translate.ServiceKey(namespace, short)
+		switch old := snap.Service(k); {
+		case reflect.DeepEqual(old, s):
+		case s == nil:
+			d.RemovedServices = append(d.RemovedServices, k)
+		default:
+			d.Services = append(d.Services, s)
+		}
+	}
+}
+
+func (t *translator) translatePolicies(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
+	for name := range all {
+		namespace, _, _ := strings.Cut(name, "/")
+		var p *mesh.Policy
+		for _, ap := range v.AuthorizationPolicies(namespace) {
+			if ap.Namespace+"/"+ap.Name == name {
+				p = t.cfg.Translate.AuthorizationPolicy(ap).Policy
+				break
+			}
+		}
+		diffPolicy(snap, name, p, d)
+	}
+}
+
+func (t *translator) translatePeers(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
+	if len(all) == 0 {
+		return
+	}
+	var strict *mesh.Policy
+	if len(t.caches.peers.GetIndexer().ListKeys()) > 0 {
+		strict = t.cfg.Translate.StaticStrict()
+	}
+	diffPolicy(snap, t.cfg.Translate.StaticStrictKey(), strict, d)
+	for name := range all {
+		namespace, short, _ := strings.Cut(name, "/")
+		var p *mesh.Policy
+		for _, pa := range v.PeerAuthentications(namespace) {
+			if pa.Name == short {
+				p, _ = t.cfg.Translate.PeerAuthentication(pa, v) // judge has reported the error
+				break
+			}
+		}
+		diffPolicy(snap, translate.ConvertedKey(namespace, short), p, d)
+	}
+}
+
+func diffPolicy(snap *mesh.Snapshot, key string, p *mesh.Policy, d *mesh.Delta) {
+	switch old := snap.Policy(key); {
+	case reflect.DeepEqual(old, p):
+	case p == nil:
+		d.RemovedPolicies = append(d.RemovedPolicies, key)
+	default:
+		d.Policies = append(d.Policies, p)
+	}
+}

@@ -1,0 +1,121 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/cache"
+
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// view is the translate.Objects of one batch. A namespace's lists are read
+// once, so everything in the batch sees the same ones.
+type view struct {
+	caches   *caches
+	good     *lastGood
+	services map[string][]*corev1.Service
+	policies map[string][]*securityv1.AuthorizationPolicy
+	peers    map[string][]*securityv1.PeerAuthentication
+}
+
+var _ translate.Objects = (*view)(nil)
+
+// lastGood holds, for objects whose newest version cannot be honoured, the
+// version that stays in force; and for all others the version that would.
+type lastGood struct {
+	policies map[string]*securityv1.AuthorizationPolicy
+	peers    map[string]*securityv1.PeerAuthentication
+}
+
+func newView(cs *caches, good *lastGood) *view {
+	return &view{
+		caches:   cs,
+		good:     good,
+		services: make(map[string][]*corev1.Service),
+		policies: make(map[string][]*securityv1.AuthorizationPolicy),
+		peers:    make(map[string][]*securityv1.PeerAuthentication),
+	}
+}
+
+func (v *view) Namespace(name string) *corev1.Namespace {
+	return get[*corev1.Namespace](v.caches.namespaces, name)
+}
+
+func (v *view) Node(name string) *corev1.Node { return get[*corev1.Node](v.caches.nodes, name) }
+
+func (v *view) Service(namespace, name string) *corev1.Service {
+	return get[*corev1.Service](v.caches.services, namespace+"/"+name)
+}
+
+func (v *view) Services(namespace string) []*corev1.Service {
+	return memo(v.services, namespace, func() []*corev1.Service {
+		return list[*corev1.Service](v.caches.services, cache.NamespaceIndex, namespace)
+	})
+}
+
+func (v *view) SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice {
+	var out []*discoveryv1.EndpointSlice
+	for _, s := range list[*discoveryv1.EndpointSlice](v.caches.slices, byPod, pod.Namespace+"/"+pod.Name) {
+		if translate.Targets(s, pod) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+func (v *view) AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy {
+	return memo(v.policies, namespace, func() []*securityv1.AuthorizationPolicy {
+		return inForce(list[*securityv1.AuthorizationPolicy](v.caches.policies, cache.NamespaceIndex, namespace), v.good.policies)
+	})
+}
+
+func (v *view) PeerAuthentications(namespace string) []*securityv1.PeerAuthentication {
+	return memo(v.peers, namespace, func() []*securityv1.PeerAuthentication {
+		return inForce(list[*securityv1.PeerAuthentication](v.caches.peers, cache.NamespaceIndex, namespace), v.good.peers)
+	})
+}
+
+// inForce puts the version that is in force in each object's place.
+func inForce[T metav1.Object](all []T, good map[string]T) []T {
+	for i, o := range all {
+		if g, ok := good[o.GetNamespace()+"/"+o.GetName()]; ok && g.GetUID() == o.GetUID() {
+			all[i] = g
+		}
+	}
+	return all
+}
+
+func memo[T any](m map[string][]T, k string, read func() []T) []T {
+	if l, ok := m[k]; ok {
+		return l
+	}
+	l := read()
+	m[k] = l
+	return l
+}
+
+// get is the cached object of that name, nil when there is none.
+func get[T any](inf cache.SharedIndexInformer, name string) T {
+	obj, ok, _ := inf.GetIndexer().GetByKey(name) // its error is always nil
+	if !ok {
+		var none T
+		return none
+	}
+	return obj.(T)
+}
+
+// list is a fresh list of the cached objects under an index value.
+func list[T any](inf cache.SharedIndexInformer, index, value string) []T {
+	objs, err := inf.GetIndexer().ByIndex(index, value)
+	if err != nil { // only for an index that was never added
+		panic("kube: " + err.Error())
+	}
+	out := make([]T, len(objs))
+	for i, o := range objs {
+		out[i] = o.(T)
+	}
+	return out
+}

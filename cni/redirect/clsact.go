@@ -1,0 +1,104 @@
+package redirect
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Before Linux 6.6 the programs are direct-action filters of a clsact qdisc.
+// They live as long as the device, but anybody with CAP_NET_ADMIN in the pod
+// can delete them, hence Check. The functions of this file run inside the
+// pod's namespace.
+
+const (
+	filterPriority = 1
+	filterHandle   = 0x539
+	filterPrefix   = "ambit-"
+)
+
+func (d direction) parent() uint32 {
+	if d.name == directions()[0].name {
+		return netlink.HANDLE_MIN_EGRESS
+	}
+	return netlink.HANDLE_MIN_INGRESS
+}
+
+func (s *state) attachFilters(devices []device) error {
+	for _, dev := range devices {
+		for _, d := range directions() {
+			if err := s.attachFilter(dev, d); err != nil {
+				return fmt.Errorf("%s filter on device %s: %w", d.name, dev.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+func (s *state) attachFilter(dev device, d direction) error {
+	id, err := programID(d.program(s))
+	if err != nil {
+		return err
+	}
+	have, err := findFilter(dev.index, d)
+	if err != nil {
+		return err
+	}
+	if have != nil && have.Id == int(id) {
+		return nil
+	}
+	qdisc := &netlink.GenericQdisc{
+		QdiscAttrs: netlink.QdiscAttrs{LinkIndex: dev.index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT},
+		QdiscType:  "clsact",
+	}
+	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add clsact: %w", err)
+	}
+	return netlink.FilterReplace(&netlink.BpfFilter{
+		FilterAttrs: netlink.FilterAttrs{
+			LinkIndex: dev.index, Parent: d.parent(), Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+		},
+		Fd: d.program(s).FD(), Name: filterPrefix + d.name, DirectAction: true,
+	})
+}
+
+// findFilter returns nil when there is none of ours.
+func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
+	filters, err := netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, d.parent())
+	if err != nil {
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no qdisc
+			return nil, nil
+		}
+		return nil, fmt.Errorf("list filters: %w", err)
+	}
+	for _, f := range filters {
+		b, ok := f.(*netlink.BpfFilter)
+		if ok && b.Handle == filterHandle && b.Priority == filterPriority && b.Name == filterPrefix+d.name {
+			return b, nil
+		}
+	}
+	return nil, nil
+}
+
+// detachFilters leaves the qdisc: others may use it.
+func detachFilters() error {
+	inv, err := takeInventory()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, dev := range inv.devices {
+		for _, d := range directions() {
+			f, err := findFilter(dev.index, d)
+			if err == nil && f != nil {
+				err = netlink.FilterDel(f)
+			}
+			if err != nil {
+				errs = append(errs, fmt.Errorf("remove %s filter of device %s: %w", d.name, dev.name, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}

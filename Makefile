@@ -15,7 +15,7 @@ BENCHTIME ?= 1s
 LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED := 0
-LDFLAGS := -s -w -X main.version=$(VERSION)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.release=$(VERSION)
 
 .PHONY: build
 build:

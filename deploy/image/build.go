@@ -100,7 +100,7 @@ func compile(ctx context.Context, c config, arch, dir string) error {
 		return err
 	}
 	cmd := exec.CommandContext(ctx, "go", "build", "-trimpath", "-buildvcs=false",
-		"-ldflags", "-s -w -buildid= -X main.version="+c.version, "-o", dir+"/", "./cmd/...")
+		"-ldflags", "-s -w -buildid= -X main.version="+c.version+" -X main.release="+c.version, "-o", dir+"/", "./cmd/...")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch)
 	cmd.Stderr = os.Stderr
 	if err := cmd.Run(); err != nil {

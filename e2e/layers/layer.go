@@ -1,0 +1,124 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strings"
+)
+
+// layer is one kind of test, with what it needs of the machine.
+type layer struct {
+	name, what string
+	// prepare, when there is one, is a command that must succeed first.
+	prepare []string
+	dir     string // where the commands run; empty: here
+	args    []string
+	race    bool
+	root    bool
+	needs   []string // programs
+}
+
+// concurrent are the packages with goroutines of their own; the race detector
+// costs several times the run time, so it is spent where there are races.
+var concurrent = []string{
+	"./hbone/...", "./controller/mesh/...", "./controller/wire", "./controller/xds/...", "./controller/ca/...", "./controller/kube",
+	"./cni/enroll", "./cni/handoff", "./cni/node", "./ztunnel/...",
+}
+
+// products are the packages that are tested without a lab.
+var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/layers"}
+
+var layers = []layer{
+	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: products},
+	{name: "race", what: "packages with goroutines, under the race detector", args: concurrent, race: true, needs: []string{"gcc"}},
+	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
+	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-timeout=15m", "./e2e/netns/..."}, root: true},
+	{name: "kubelab", what: "a real Kubernetes in namespaces (compiled once, about five minutes)",
+		prepare: []string{"go", "run", "./cmd/kubelab", "build"},
+		dir:     "e2e/kubelab", args: []string{"-count=1", "-timeout=20m", "./..."}, root: true, needs: []string{"containerd", "runc", "nft"}},
+}
+
+func names() []string {
+	var ns []string
+	for _, l := range layers {
+		ns = append(ns, l.name)
+	}
+	return ns
+}
+
+func choose(only string) ([]layer, error) {
+	if only == "" {
+		return layers, nil
+	}
+	var out []layer
+	for n := range strings.SplitSeq(only, ",") {
+		i := slices.IndexFunc(layers, func(l layer) bool { return l.name == n })
+		if i < 0 {
+			return nil, fmt.Errorf("no layer %q: have %s", n, strings.Join(names(), ", "))
+		}
+		out = append(out, layers[i])
+	}
+	return out, nil
+}
+
+// cannot says why the layer cannot run here, or "".
+func (l layer) cannot() string {
+	if l.root && os.Geteuid() != 0 {
+		return "needs root (network namespaces, eBPF)"
+	}
+	var missing []string
+	for _, p := range l.needs {
+		if _, err := exec.LookPath(p); err != nil {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 0 {
+		return "not on this machine: " + strings.Join(missing, ", ")
+	}
+	return ""
+}
+
+// run runs the layer's tests into t. An error means they could not be run;
+// failed tests are in t.
+func (l layer) run(ctx context.Context, t *tally) error {
+	env := os.Environ()
+	if l.race {
+		env = append(env, "CGO_ENABLED=1")
+	}
+	if l.prepare != nil {
+		cmd := exec.CommandContext(ctx, l.prepare[0], l.prepare[1:]...)
+		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = l.dir, env, os.Stdout, os.Stderr
+		if err := cmd.Run(); err != nil {
+			return fmt.Errorf("%s: %w", strings.Join(l.prepare, " "), err)
+		}
+	}
+	args := []string{"test", "-json"}
+	if l.race {
+		args = append(args, "-race")
+	}
+	cmd := exec.CommandContext(ctx, "go", append(args, l.args...)...)
+	cmd.Dir, cmd.Env, cmd.Stderr = l.dir, env, os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	readErr := t.read(out, os.Stdout)
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		// go test says with its exit code what the events already said; a
+		// failure without any event is one of the go command itself.
+		if len(t.failed) == 0 {
+			return fmt.Errorf("go test: %w", err)
+		}
+		err = nil
+	}
+	return errors.Join(readErr, err)
+}

@@ -117,7 +117,7 @@ var table = []row{
 		"policy is asked before the application is dialled, in one place"},
 	{"ztunnel/dns", []string{"ztunnel/live", "controller/mesh", "hbone/identity", "cni/netns"}, []string{"dns"},
 		"answers from a snapshot"},
-	{"ztunnel", []string{"ztunnel/...", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/pool", "hbone/identity", "cni/handoff", "cni/netns"}, []string{"client_golang"},
+	{"ztunnel", []string{"ztunnel/...", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/pool", "hbone/identity", "cni/handoff", "cni/netns"}, []string{"client_golang", "expfmt"},
 		"a supervisor: it wires its children and owns the pod set"},
 
 	// The L7 proxy.

@@ -1,0 +1,156 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"strings"
+	"time"
+
+	"github.com/ambitmesh/ambit/controller/kube"
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// config is everything the command line and environment say.
+type config struct {
+	kubeconfig     string
+	namespace      string
+	replica        string
+	rootNamespace  string
+	clusterID      string
+	clusterDomain  string
+	trustDomain    string
+	network        string
+	excluded       list
+	nodeAccounts   list
+	istioNames     bool
+	address        string
+	plaintext      string
+	monitoring     string
+	level          slog.Level
+	check          bool
+	showVersion    bool
+	selfSignedLife time.Duration
+}
+
+// list is a comma-separated flag.
+type list []string
+
+func (l *list) String() string { return strings.Join(*l, ",") }
+
+func (l *list) Set(s string) error {
+	*l = nil
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			*l = append(*l, part)
+		}
+	}
+	return nil
+}
+
+// parse reads args; a flag's default comes from its environment variable when
+// that is set.
+func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*config, error) {
+	c := &config{excluded: translate.DefaultEnrolment().Excluded}
+	fs := flag.NewFlagSet("ambit-controller", flag.ContinueOnError)
+	fs.SetOutput(stderr)
+	text := func(p *string, name, variable, fallback, usage string) {
+		if v, ok := env(variable); ok && v != "" {
+			fallback = v
+		}
+		if variable != "" {
+			usage += " [$" + variable + "]"
+		}
+		fs.StringVar(p, name, fallback, usage)
+	}
+	text(&c.kubeconfig, "kubeconfig", "KUBECONFIG", "", "kubeconfig file; empty inside a cluster")
+	text(&c.namespace, "namespace", "POD_NAMESPACE", "ambit-system", "namespace of the controller's own objects")
+	text(&c.replica, "replica", "POD_NAME", "", "name of this replica")
+	text(&c.rootNamespace, "root-namespace", "", "istio-system", "namespace of mesh-wide policy")
+	text(&c.clusterID, "cluster-id", "CLUSTER_ID", "Kubernetes", "name of this cluster")
+	text(&c.clusterDomain, "cluster-domain", "", "cluster.local", "DNS suffix of services")
+	text(&c.trustDomain, "trust-domain", "TRUST_DOMAIN", "cluster.local", "trust domain of every identity")
+	text(&c.network, "network", "NETWORK", "", "network of this cluster; empty: the root namespace's label")
+	text(&c.address, "address", "", ":15012", "address of xDS and CA over TLS")
+	text(&c.plaintext, "plaintext-address", "", "", "address of xDS and CA without TLS; empty: off")
+	text(&c.monitoring, "monitoring-address", "", ":15014", "address of /metrics, /ready, /version, /debug/clients")
+	fs.Var(&c.excluded, "exclude-namespaces", "namespaces that are never enrolled [$EXCLUDE_NAMESPACES]")
+	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
+	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
+	fs.DurationVar(&c.selfSignedLife, "self-signed-ca-lifetime", 10*365*24*time.Hour, "lifetime of a root certificate made at first start")
+	fs.TextVar(&c.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	fs.BoolVar(&c.check, "check", false, "check the configuration and exit")
+	fs.BoolVar(&c.showVersion, "version", false, "print the version and exit")
+	for variable, l := range map[string]*list{"EXCLUDE_NAMESPACES": &c.excluded, "CA_TRUSTED_NODE_ACCOUNTS": &c.nodeAccounts} {
+		if v, ok := env(variable); ok {
+			if err := l.Set(v); err != nil {
+				return nil, fmt.Errorf("%s: %w", variable, err)
+			}
+		}
+	}
+	if err := fs.Parse(args); err != nil {
+		return nil, err
+	}
+	if fs.NArg() > 0 {
+		fmt.Fprintf(stderr, "ambit-controller: unexpected argument %q\n", fs.Arg(0))
+		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
+	}
+	if len(c.nodeAccounts) == 0 {
+		c.nodeAccounts = list{c.namespace + "/ztunnel"}
+	}
+	return c, nil
+}
+
+// Validate reports all problems at once.
+func (c *config) Validate() error {
+	var errs []error
+	bad := func(name, value, problem string) {
+		errs = append(errs, fmt.Errorf("--%s %q: %s", name, value, problem))
+	}
+	for _, f := range [][2]string{
+		{"namespace", c.namespace}, {"replica", c.replica}, {"root-namespace", c.rootNamespace},
+		{"cluster-id", c.clusterID}, {"cluster-domain", c.clusterDomain}, {"trust-domain", c.trustDomain},
+	} {
+		if f[1] == "" || strings.ContainsAny(f[1], "/ \t\n") {
+			bad(f[0], f[1], "must be a name")
+		}
+	}
+	for _, f := range [][2]string{{"address", c.address}, {"plaintext-address", c.plaintext}, {"monitoring-address", c.monitoring}} {
+		if f[1] == "" && f[0] == "plaintext-address" {
+			continue
+		}
+		if _, err := net.ResolveTCPAddr("tcp", f[1]); err != nil {
+			bad(f[0], f[1], "not a host:port to listen on")
+		}
+	}
+	for _, a := range c.nodeAccounts {
+		if ns, sa, ok := strings.Cut(a, "/"); !ok || ns == "" || sa == "" || strings.Contains(sa, "/") {
+			bad("trusted-node-accounts", a, "not of the form <namespace>/<service account>")
+		}
+	}
+	if c.selfSignedLife < 24*time.Hour {
+		bad("self-signed-ca-lifetime", c.selfSignedLife.String(), "shorter than a workload certificate's day")
+	}
+	return errors.Join(errs...)
+}
+
+// serverNames are the DNS names clients may know the controller by.
+func (c *config) serverNames() []string {
+	host := "ambit-controller." + c.namespace + ".svc"
+	names := []string{host, host + "." + c.clusterDomain}
+	if c.istioNames {
+		names = append(names, "istiod.istio-system.svc")
+	}
+	return names
+}
+
+// configMaps are the names under which namespaces receive the root.
+func (c *config) configMaps() []string {
+	if c.istioNames {
+		return []string{kube.RootConfigMap, kube.IstioRootConfigMap}
+	}
+	return []string{kube.RootConfigMap}
+}

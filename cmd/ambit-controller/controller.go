@@ -1,0 +1,219 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
+
+	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/kube"
+	"github.com/ambitmesh/ambit/controller/translate"
+	xds "github.com/ambitmesh/ambit/controller/xds/server"
+)
+
+// drain is how long streams may take to end when the controller stops.
+const drain = 5 * time.Second
+
+// controller is the wired program.
+type controller struct {
+	cfg      *config
+	log      *slog.Logger
+	registry *prometheus.Registry
+	client   kubernetes.Interface
+	istio    istioclient.Interface
+	monitor  *monitor
+}
+
+// newController reads the kubeconfig; nothing is contacted before run.
+func newController(cfg *config, log *slog.Logger) (*controller, error) {
+	rc, err := clientcmd.BuildConfigFromFlags("", cfg.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("--kubeconfig %q: %w", cfg.kubeconfig, err)
+	}
+	rc.UserAgent = "ambit-controller/" + version
+	rc.QPS, rc.Burst = 50, 100 // a first start writes a ConfigMap per namespace
+	c := &controller{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	if c.client, err = kubernetes.NewForConfig(rc); err != nil {
+		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	if c.istio, err = istioclient.NewForConfig(rc); err != nil {
+		return nil, fmt.Errorf("istio client: %w", err)
+	}
+	build := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name:        "ambit_build",
+		Help:        "1, with the version as a label.",
+		ConstLabels: prometheus.Labels{"component": "controller", "tag": version},
+	})
+	build.Set(1)
+	c.registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	c.monitor = newMonitor(c.registry)
+	return c, nil
+}
+
+// run serves until ctx ends or a part fails; it returns when every part has
+// ended, with the first failure.
+func (c *controller) run(ctx context.Context) error {
+	running, fail := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	start := func(what string, f func(context.Context) error) {
+		wg.Go(func() {
+			if err := f(running); err != nil && running.Err() == nil {
+				fail(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+	start("monitoring", func(ctx context.Context) error { return c.monitor.serve(ctx, c.cfg.monitoring) })
+	if err := c.serve(running, start); err != nil {
+		fail(err)
+	}
+	<-running.Done()
+	wg.Wait()
+	if ctx.Err() != nil {
+		return nil // asked to stop
+	}
+	return context.Cause(running)
+}
+
+// serve brings the parts up in the order they need one another.
+func (c *controller) serve(ctx context.Context, start func(string, func(context.Context) error)) error {
+	secret := kube.NewCASecret(kube.SecretConfig{
+		Client:    c.client,
+		Namespace: c.cfg.namespace,
+		Generate: func() (map[string][]byte, error) {
+			a, err := ca.NewSelfSigned(c.cfg.trustDomain, c.cfg.selfSignedLife)
+			if err != nil {
+				return nil, err
+			}
+			return a.SecretData(), nil
+		},
+		Logger:     c.log,
+		Registerer: c.registry,
+	})
+	name, data, err := secret.Load(ctx)
+	if err != nil {
+		return err
+	}
+	authority, err := ca.Load(name, data)
+	if err != nil {
+		return err
+	}
+	c.log.Info("certificates are signed with", "secret", name)
+	start("CA Secret", secret.Run)
+
+	enrolment := translate.Enrolment{Excluded: c.cfg.excluded, SystemNamespace: c.cfg.namespace}
+	k, err := kube.New(kube.Config{
+		Client: c.client,
+		Istio:  c.istio,
+		Translate: translate.Config{
+			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
+			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network,
+		},
+		Enrolment:  enrolment,
+		Namespace:  c.cfg.namespace,
+		Replica:    c.cfg.replica,
+		RootPEM:    authority.RootPEM(),
+		ConfigMaps: c.cfg.configMaps(),
+		Logger:     c.log,
+		Registerer: c.registry,
+	})
+	if err != nil {
+		return err
+	}
+	start("watching the API server", k.Run)
+	select {
+	case <-k.Synced():
+	case <-ctx.Done():
+		return nil
+	}
+	c.log.Info("the cluster is known", "version", k.Store().Load().Version())
+	return c.answer(start, k, authority)
+}
+
+// answer starts the gRPC servers; from here on clients are served.
+func (c *controller) answer(start func(string, func(context.Context) error), k *kube.Controller, authority *ca.Authority) error {
+	reviewer := ca.NewReviewer(c.client, k.PodNode)
+	signer := ca.NewServer(ca.ServerConfig{
+		Authority:           authority,
+		Authenticate:        reviewer.Authenticate,
+		TrustDomain:         c.cfg.trustDomain,
+		TrustedNodeAccounts: c.cfg.nodeAccounts,
+		Hosts:               k.Hosts,
+		Logger:              c.log,
+		Registerer:          c.registry,
+	})
+	ads := xds.New(xds.Config{
+		Store: k.Store(),
+		Authenticate: func(ctx context.Context) (xds.Caller, error) {
+			caller, err := reviewer.Authenticate(ctx)
+			return xds.Caller(caller), err
+		},
+		Logger:     c.log,
+		Registerer: c.registry,
+	})
+	c.monitor.clients.Store(ads)
+	names := c.cfg.serverNames()
+	if _, err := authority.ServerCertificate(names...); err != nil {
+		return fmt.Errorf("own certificate: %w", err)
+	}
+	listen := func(what, address string, opts ...grpc.ServerOption) error {
+		if address == "" {
+			return nil
+		}
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		g := grpc.NewServer(append(xds.Options(), opts...)...)
+		ads.Register(g)
+		signer.Register(g)
+		start(what, func(ctx context.Context) error { return serveGRPC(ctx, g, ads, l) })
+		c.log.Info("serving", "what", what, "address", l.Addr().String())
+		return nil
+	}
+	if err := listen("xDS and CA", c.cfg.address, grpc.Creds(credentials.NewTLS(&tls.Config{
+		MinVersion:     tls.VersionTLS12,
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return authority.ServerCertificate(names...) },
+	}))); err != nil {
+		return err
+	}
+	if err := listen("plaintext xDS and CA", c.cfg.plaintext); err != nil {
+		return err
+	}
+	c.monitor.ready.Store(true)
+	return nil
+}
+
+// serveGRPC serves until ctx ends, then sends clients to another replica.
+func serveGRPC(ctx context.Context, g *grpc.Server, ads *xds.Server, l net.Listener) error {
+	serving, end := context.WithCancel(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-serving.Done()
+		ads.Stop()
+		force := time.AfterFunc(drain, g.Stop)
+		g.GracefulStop()
+		force.Stop()
+	}()
+	err := g.Serve(l)
+	asked := ctx.Err() != nil
+	end()
+	<-stopped
+	if asked {
+		return nil
+	}
+	return err
+}

@@ -14,14 +14,12 @@ import (
 // of those the last good state stays.
 func (c *Client) apply(r *discovery.DeltaDiscoveryResponse) (refused []string) {
 	var d mesh.Delta
-	arrived := make(map[string]bool, len(r.GetResources()))
 	held := c.held[r.GetTypeUrl()]
 	for _, x := range r.GetResources() {
 		if err := decode(&d, r.GetTypeUrl(), x); err != nil {
 			refused = append(refused, fmt.Sprintf("%s: %v", x.GetName(), err))
 			continue
 		}
-		arrived[x.GetName()] = true
 		held[x.GetName()] = x.GetVersion()
 	}
 	base := c.config.Store.Load()
@@ -30,9 +28,10 @@ func (c *Client) apply(r *discovery.DeltaDiscoveryResponse) (refused []string) {
 		switch {
 		case r.GetTypeUrl() == wire.TypeAuthorization:
 			d.RemovedPolicies = append(d.RemovedPolicies, name)
-		case base.Workload(name) != nil || arrived[name] && base.Service(name) == nil:
+		case base.Workload(name) != nil:
 			d.RemovedWorkloads = append(d.RemovedWorkloads, name)
-		default:
+		default: // a service, unknown, or something that arrived just above
+			d.RemovedWorkloads = append(d.RemovedWorkloads, name)
 			d.RemovedServices = append(d.RemovedServices, name)
 		}
 	}

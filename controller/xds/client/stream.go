@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"net"
 	"strings"
 	"time"
@@ -125,11 +124,10 @@ func (c *Client) subscribe(stream deltaStream) error {
 	}
 	node := &core.Node{Id: c.config.NodeID, Metadata: &structpb.Struct{Fields: fields}}
 	for _, t := range types {
-		// A copy: gRPC may still encode the request while responses change held.
 		err := stream.Send(&discovery.DeltaDiscoveryRequest{
 			Node:                    node,
 			TypeUrl:                 t,
-			InitialResourceVersions: maps.Clone(c.held[t]),
+			InitialResourceVersions: c.held[t],
 		})
 		if err != nil {
 			return err

@@ -1,14 +1,25 @@
 // Package server owns the control plane's half of delta ADS: it brings every
-// connected data plane to the current mesh snapshot.
+// connected data plane to the current mesh snapshot and knows how far each is.
+//
+// It keeps no queue per client. A client is one goroutine that remembers the
+// snapshot it sent last; when the answer to that has come and the store has
+// moved on, it sends the difference. A slow client costs nothing and skips
+// intermediate states.
 package server
 
 import (
 	"context"
 	"log/slog"
+	"slices"
+	"sync"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
@@ -18,36 +29,120 @@ type Caller struct{ Namespace, ServiceAccount, PodName, PodUID, Node string }
 
 // Config of a Server.
 type Config struct {
-	Store        *mesh.Store
+	Store *mesh.Store
+	// Authenticate says who calls, from nothing but the verified credentials
+	// of ctx. Its error is the reason the client is told.
 	Authenticate func(ctx context.Context) (Caller, error)
 	Logger       *slog.Logger
-	Registerer   prometheus.Registerer
+	Registerer   prometheus.Registerer // nil: metrics are not exposed
 }
 
 // Server answers delta ADS streams.
-type Server struct{}
+type Server struct {
+	discovery.UnimplementedAggregatedDiscoveryServiceServer
 
-// ClientStatus describes one connected client.
-type ClientStatus struct {
-	Caller    Caller
-	NodeID    string
-	Connected time.Time
-	Types     []TypeStatus
-}
+	config   Config
+	metrics  metrics
+	encoded  *encodings
+	stopping chan struct{} // closed by Stop
 
-// TypeStatus is how far one client is with one resource type.
-type TypeStatus struct {
-	TypeURL      string
-	Sent, Acked  uint64 // snapshot versions
-	LastNACK     string // empty when the last answer was an ACK
-	LastNACKTime time.Time
+	mu      sync.Mutex
+	clients map[*client]struct{} // guarded by mu
+	stopped bool                 // guarded by mu
+	running sync.WaitGroup       // handlers, added under mu while not stopped, and their readers
 }
 
 // New has no side effects but registering metrics.
-func New(c Config) *Server { panic("unset") }
+func New(c Config) *Server {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return &Server{
+		config:   c,
+		metrics:  newMetrics(c.Registerer),
+		encoded:  newEncodings(),
+		stopping: make(chan struct{}),
+		clients:  make(map[*client]struct{}),
+	}
+}
 
-// Register adds the service to g.
-func (s *Server) Register(g *grpc.Server) { panic("unset") }
+// Register adds the service to g, which should be made with Options.
+func (s *Server) Register(g *grpc.Server) {
+	discovery.RegisterAggregatedDiscoveryServiceServer(g, s)
+}
 
-// Clients lists the connected clients.
-func (s *Server) Clients() []ClientStatus { panic("unset") }
+// Options are what a gRPC server of this service needs: clients ping every 30
+// seconds, and the first request of a client that holds a large mesh names
+// every resource.
+func Options() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.MaxRecvMsgSize(64 << 20),
+	}
+}
+
+// Stop ends all streams in order, so that clients turn to another replica, and
+// refuses new ones. Call it before the gRPC server's GracefulStop, which would
+// wait for streams that never end.
+func (s *Server) Stop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.stopped {
+		s.stopped = true
+		close(s.stopping)
+	}
+}
+
+// Wait returns when no stream is left; call it after the gRPC server stopped.
+func (s *Server) Wait() { s.running.Wait() }
+
+// Clients lists the connected clients, oldest first.
+func (s *Server) Clients() []ClientStatus {
+	s.mu.Lock()
+	out := make([]ClientStatus, 0, len(s.clients))
+	for c := range s.clients {
+		out = append(out, c.status())
+	}
+	s.mu.Unlock()
+	slices.SortFunc(out, func(a, b ClientStatus) int { return a.Connected.Compare(b.Connected) })
+	return out
+}
+
+// DeltaAggregatedResources serves one client until either side ends.
+func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
+	caller, err := s.config.Authenticate(stream.Context())
+	if err != nil {
+		s.metrics.refused.Inc()
+		s.config.Logger.Warn("xds client refused", "peer", peerOf(stream.Context()), "error", err)
+		if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown {
+			return err
+		}
+		return status.Errorf(codes.Unauthenticated, "xds client refused: %v", err)
+	}
+	c := newClient(s, stream, caller)
+	s.mu.Lock()
+	if s.stopped {
+		s.mu.Unlock()
+		return status.Error(codes.Unavailable, "this controller is stopping")
+	}
+	s.clients[c] = struct{}{}
+	s.running.Add(1)
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.clients, c)
+		if len(s.clients) == 0 {
+			s.encoded.clear() // nobody is left to notice removals
+		}
+		s.mu.Unlock()
+		s.running.Done()
+	}()
+	return c.run()
+}
+
+// StreamAggregatedResources is the state-of-the-world form, which nobody here
+// speaks.
+func (s *Server) StreamAggregatedResources(discovery.AggregatedDiscoveryService_StreamAggregatedResourcesServer) error {
+	return status.Error(codes.Unimplemented, "only delta ADS is served")
+}

@@ -1,0 +1,306 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"time"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/wire"
+)
+
+// ClientStatus describes one connected client.
+type ClientStatus struct {
+	Caller    Caller
+	NodeID    string // what the client calls itself; only for display
+	Connected time.Time
+	Types     []TypeStatus
+}
+
+// TypeStatus is how far one client is with one resource type.
+type TypeStatus struct {
+	TypeURL      string
+	Sent, Acked  uint64 // snapshot versions; equal when the client is current
+	LastNACK     string // empty when the last answer was an ACK
+	LastNACKTime time.Time
+}
+
+// client serves one stream.
+type client struct {
+	server *Server
+	stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
+	caller Caller
+	since  time.Time
+
+	// Owned by run.
+	subs  map[string]*subscription
+	nonce uint64
+
+	mu     sync.Mutex
+	nodeID string       // guarded by mu
+	types  []TypeStatus // guarded by mu
+}
+
+// subscription is the state of one type on one stream.
+type subscription struct {
+	holds   map[string]string // what the client held at first; nil once answered
+	sent    *mesh.Snapshot    // nil until answered
+	pending map[string]uint64 // nonce -> snapshot version not answered yet
+}
+
+// gather is how long the answer to a first request waits for the request of
+// the other type, so that policies travel before the workloads they protect.
+const gather = 100 * time.Millisecond
+
+func newClient(s *Server, stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, caller Caller) *client {
+	return &client{server: s, stream: stream, caller: caller, since: time.Now(), subs: make(map[string]*subscription)}
+}
+
+// run is the owner of the client's state; it returns the status of the stream.
+func (c *client) run() (err error) {
+	log := c.server.config.Logger.With("peer", peerOf(c.stream.Context()), "pod", c.caller.Namespace+"/"+c.caller.PodName, "node", c.caller.Node)
+	gauge := c.server.metrics.connected.WithLabelValues("ztunnel", "unknown")
+	gauge.Inc()
+	log.Info("xds client connected")
+	defer func() {
+		gauge.Dec()
+		log.Info("xds client gone", "after", time.Since(c.since).Round(time.Millisecond), "node_id", c.status().NodeID, "error", err)
+	}()
+
+	requests := make(chan *discovery.DeltaDiscoveryRequest)
+	ended := make(chan error, 1)
+	// Recv ends when this handler returns, so nothing can wait for the reader
+	// here; Server.Wait does.
+	ctx, cancel := context.WithCancel(c.stream.Context())
+	defer cancel()
+	c.server.running.Add(1)
+	go func() {
+		defer c.server.running.Done()
+		for {
+			r, err := c.stream.Recv()
+			if err != nil {
+				ended <- err
+				return
+			}
+			select {
+			case requests <- r:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+
+	var gathering <-chan time.Time
+	for {
+		changed := c.server.config.Store.Changed()
+		if gathering == nil {
+			if err := c.push(c.server.config.Store.Load()); err != nil {
+				return err
+			}
+		}
+		select {
+		case r := <-requests:
+			first := len(c.subs) == 0
+			if err := c.request(r); err != nil {
+				return err
+			}
+			if first {
+				gathering = time.After(gather)
+			} else if len(c.subs) > 1 {
+				gathering = nil
+			}
+		case <-gathering:
+			gathering = nil
+		case <-changed:
+		case err := <-ended:
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		case <-c.server.stopping:
+			return nil
+		}
+	}
+}
+
+// request takes in a subscription, an ACK or a NACK.
+func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
+	url := r.GetTypeUrl()
+	if url != wire.TypeAddress && url != wire.TypeAuthorization {
+		return status.Errorf(codes.InvalidArgument, "type %q is not served here", url)
+	}
+	sub := c.subs[url]
+	if sub == nil {
+		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]uint64)}
+		c.subs[url] = sub
+		c.mu.Lock()
+		c.types = append(c.types, TypeStatus{TypeURL: url})
+		if id := r.GetNode().GetId(); id != "" {
+			c.nodeID = id
+		}
+		c.mu.Unlock()
+		return nil
+	}
+	if nonce := r.GetResponseNonce(); nonce != "" {
+		if v, ok := sub.pending[nonce]; ok {
+			delete(sub.pending, nonce)
+			c.answered(url, v, r)
+		}
+	}
+	if names := r.GetResourceNamesSubscribe(); len(names) > 0 && sub.sent != nil {
+		u := c.server.named(url, names, sub.sent)
+		if !u.empty() {
+			return c.send(sub, u, sub.sent)
+		}
+	}
+	return nil
+}
+
+func (c *client) answered(url string, version uint64, r *discovery.DeltaDiscoveryRequest) {
+	reason := ""
+	if d := r.GetErrorDetail(); d != nil {
+		if reason = d.GetMessage(); reason == "" {
+			reason = fmt.Sprintf("refused with code %d and no message", d.GetCode())
+		}
+		c.server.metrics.rejects.WithLabelValues(metricType(url)).Inc()
+		c.server.config.Logger.Error("xds client refused resources", "pod", c.caller.Namespace+"/"+c.caller.PodName,
+			"node", c.caller.Node, "type", url, "error", reason)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.types {
+		t := &c.types[i]
+		if t.TypeURL != url {
+			continue
+		}
+		t.LastNACK = reason
+		if reason != "" {
+			t.LastNACKTime = time.Now()
+		} else {
+			t.Acked = max(t.Acked, version)
+		}
+	}
+}
+
+// push brings the client to the snapshot to, unless it still owes an answer:
+// then the next answer brings it further. New policies go before the addresses
+// that need them, removals of policies after.
+func (c *client) push(to *mesh.Snapshot) error {
+	for _, sub := range c.subs {
+		if len(sub.pending) > 0 {
+			return nil
+		}
+	}
+	policies, policySub, err := c.next(wire.TypeAuthorization, to)
+	if err != nil {
+		return err
+	}
+	addresses, addressSub, err := c.next(wire.TypeAddress, to)
+	if err != nil {
+		return err
+	}
+	late := update{typeURL: wire.TypeAuthorization}
+	if policies != nil && addresses != nil {
+		late.removed, policies.removed = policies.removed, nil
+	}
+	if policies != nil && (!policies.empty() || policySub.sent == nil || late.empty()) {
+		if err := c.deliver(policySub, policies, to); err != nil {
+			return err
+		}
+	}
+	if addresses != nil {
+		if err := c.deliver(addressSub, addresses, to); err != nil {
+			return err
+		}
+	}
+	if !late.empty() {
+		return c.deliver(policySub, &late, to)
+	}
+	return nil
+}
+
+// next is what the client has to be told about one type; nil when it does not
+// ask for it or is current.
+func (c *client) next(url string, to *mesh.Snapshot) (*update, *subscription, error) {
+	sub := c.subs[url]
+	if sub == nil || sub.sent == to {
+		return nil, sub, nil
+	}
+	var u update
+	if sub.sent == nil {
+		u = c.server.initial(url, sub.holds, to)
+	} else {
+		u = c.server.changes(url, sub.sent, to)
+	}
+	return &u, sub, nil
+}
+
+// deliver sends u if it says anything or is the first word on its type.
+func (c *client) deliver(sub *subscription, u *update, to *mesh.Snapshot) error {
+	first := sub.sent == nil
+	sub.sent, sub.holds = to, nil
+	if u.empty() && !first {
+		c.current(u.typeURL, to)
+		return nil
+	}
+	return c.send(sub, *u, to)
+}
+
+// current notes that the snapshot to differs in nothing the client sees.
+func (c *client) current(url string, to *mesh.Snapshot) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for i := range c.types {
+		if t := &c.types[i]; t.TypeURL == url {
+			if t.Acked == t.Sent {
+				t.Acked = to.Version()
+			}
+			t.Sent = to.Version()
+		}
+	}
+}
+
+func (c *client) send(sub *subscription, u update, to *mesh.Snapshot) error {
+	c.nonce++
+	nonce := strconv.FormatUint(c.nonce, 10)
+	sub.pending[nonce] = to.Version()
+	c.mu.Lock()
+	for i := range c.types {
+		if c.types[i].TypeURL == u.typeURL {
+			c.types[i].Sent = to.Version()
+		}
+	}
+	c.mu.Unlock()
+	start := time.Now()
+	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: strconv.FormatUint(to.Version(), 10),
+		TypeUrl:           u.typeURL,
+		Nonce:             nonce,
+		Resources:         u.resources,
+		RemovedResources:  u.removed,
+	})
+	c.server.metrics.sent(u, time.Since(start))
+	return err
+}
+
+func (c *client) status() ClientStatus {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Connected: c.since, Types: append([]TypeStatus(nil), c.types...)}
+}
+
+func peerOf(ctx context.Context) string {
+	if p, ok := peer.FromContext(ctx); ok && p.Addr != nil {
+		return p.Addr.String()
+	}
+	return "unknown"
+}

@@ -1,0 +1,70 @@
+package server
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/ambitmesh/ambit/controller/wire"
+)
+
+// metrics carry the names of Istio's control plane where one applies, so that
+// its dashboards work.
+type metrics struct {
+	connected *prometheus.GaugeVec
+	pushes    *prometheus.CounterVec
+	pushTime  *prometheus.HistogramVec
+	size      *prometheus.HistogramVec
+	rejects   *prometheus.CounterVec
+	internal  prometheus.Counter
+	refused   prometheus.Counter
+}
+
+func newMetrics(r prometheus.Registerer) metrics {
+	f := promauto.With(r)
+	return metrics{
+		connected: f.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "pilot_xds", Help: "Connected xDS clients.",
+		}, []string{"type", "version"}),
+		pushes: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pilot_xds_pushes", Help: "Responses sent to xDS clients by resource type.",
+		}, []string{"type"}),
+		pushTime: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pilot_xds_push_time", Help: "Seconds to hand one response to the transport.",
+			Buckets: []float64{.001, .01, .1, 1, 3, 5, 10, 20, 30},
+		}, []string{"type"}),
+		size: f.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "pilot_xds_config_size_bytes", Help: "Bytes of resources in one response.",
+			Buckets: []float64{1, 10000, 1e6, 4e6, 1e7, 4e7},
+		}, []string{"type"}),
+		rejects: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "pilot_total_xds_rejects", Help: "Responses a client answered with a NACK.",
+		}, []string{"type"}),
+		internal: f.NewCounter(prometheus.CounterOpts{
+			Name: "pilot_total_xds_internal_errors", Help: "Resources that could not be encoded.",
+		}),
+		refused: f.NewCounter(prometheus.CounterOpts{
+			Name: "ambit_xds_clients_refused_total", Help: "xDS streams refused for want of a valid token.",
+		}),
+	}
+}
+
+func (m *metrics) sent(u update, took time.Duration) {
+	t := metricType(u.typeURL)
+	size := 0
+	for _, r := range u.resources {
+		size += len(r.GetResource().GetValue())
+	}
+	m.pushes.WithLabelValues(t).Inc()
+	m.pushTime.WithLabelValues(t).Observe(took.Seconds())
+	m.size.WithLabelValues(t).Observe(float64(size))
+}
+
+// metricType is Istio's short name of a type.
+func metricType(url string) string {
+	if url == wire.TypeAuthorization {
+		return "wads"
+	}
+	return "wds"
+}

@@ -1,0 +1,175 @@
+package ca
+
+import (
+	"bytes"
+	"crypto"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Keys of a CA Secret, as in Istio's istio-ca-secret and cacerts.
+const (
+	KeyCACert    = "ca-cert.pem"    // the issuer
+	KeyCAKey     = "ca-key.pem"     // its private key
+	KeyCertChain = "cert-chain.pem" // the issuer and what is above it; may be absent when the issuer is a root
+	KeyRootCert  = "root-cert.pem"  // trust anchors; absent means the issuer itself
+)
+
+// Load makes an authority from the data of the Secret called name. Its errors
+// name the Secret and the key at fault, all of them at once.
+func Load(name string, data map[string][]byte) (*Authority, error) {
+	l := loader{secret: name, data: data}
+	issuers := l.certificates(KeyCACert, true)
+	key := l.privateKey()
+	chain := l.certificates(KeyCertChain, false)
+	roots := l.certificates(KeyRootCert, false)
+	if len(l.errs) > 0 {
+		return nil, errors.Join(l.errs...)
+	}
+	issuer := issuers[0]
+	if len(roots) == 0 {
+		if !selfSigned(issuer) {
+			l.fail(KeyRootCert, errors.New("missing, and the issuer is not self-signed"))
+			return nil, errors.Join(l.errs...)
+		}
+		roots = []*x509.Certificate{issuer}
+	}
+	a := &Authority{issuer: issuer, key: key, roots: roots, pem: make(map[string][]byte), servers: make(map[string]*tls.Certificate)}
+	for _, k := range []string{KeyCACert, KeyCAKey, KeyCertChain, KeyRootCert} {
+		a.pem[k] = bytes.Clone(data[k])
+	}
+	if !isAnchor(roots, issuer) {
+		a.chain = append(a.chain, issuer)
+	}
+	for _, c := range chain {
+		if !c.Equal(issuer) && !isAnchor(roots, c) {
+			a.chain = append(a.chain, c)
+		}
+	}
+	l.check(a)
+	if len(l.errs) > 0 {
+		return nil, errors.Join(l.errs...)
+	}
+	return a, nil
+}
+
+func isAnchor(roots []*x509.Certificate, c *x509.Certificate) bool {
+	for _, r := range roots {
+		if r.Equal(c) {
+			return true
+		}
+	}
+	return false
+}
+
+func selfSigned(c *x509.Certificate) bool { return c.CheckSignatureFrom(c) == nil }
+
+// loader collects what is wrong with one Secret.
+type loader struct {
+	secret string
+	data   map[string][]byte
+	errs   []error
+}
+
+func (l *loader) fail(key string, err error) {
+	l.errs = append(l.errs, fmt.Errorf("secret %s: key %s: %w", l.secret, key, err))
+}
+
+func (l *loader) certificates(key string, needed bool) []*x509.Certificate {
+	rest := bytes.TrimSpace(l.data[key])
+	if len(rest) == 0 {
+		if needed {
+			l.fail(key, errors.New("missing"))
+		}
+		return nil
+	}
+	var out []*x509.Certificate
+	for len(rest) > 0 {
+		block, more := pem.Decode(rest)
+		if block == nil {
+			l.fail(key, errors.New("not PEM"))
+			return nil
+		}
+		if block.Type != "CERTIFICATE" {
+			l.fail(key, fmt.Errorf("holds a %s, want CERTIFICATE", block.Type))
+			return nil
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			l.fail(key, err)
+			return nil
+		}
+		out, rest = append(out, c), bytes.TrimSpace(more)
+	}
+	return out
+}
+
+func (l *loader) privateKey() crypto.Signer {
+	if len(l.data[KeyCAKey]) == 0 {
+		l.fail(KeyCAKey, errors.New("missing"))
+		return nil
+	}
+	block, _ := pem.Decode(l.data[KeyCAKey])
+	if block == nil {
+		l.fail(KeyCAKey, errors.New("not PEM"))
+		return nil
+	}
+	key, err := parseKey(block)
+	if err != nil {
+		l.fail(KeyCAKey, err)
+		return nil
+	}
+	return key
+}
+
+func parseKey(block *pem.Block) (crypto.Signer, error) {
+	var key any
+	var err error
+	switch block.Type {
+	case "PRIVATE KEY":
+		key, err = x509.ParsePKCS8PrivateKey(block.Bytes)
+	case "EC PRIVATE KEY":
+		key, err = x509.ParseECPrivateKey(block.Bytes)
+	case "RSA PRIVATE KEY":
+		key, err = x509.ParsePKCS1PrivateKey(block.Bytes)
+	default:
+		return nil, fmt.Errorf("holds a %s, want an unencrypted private key", block.Type)
+	}
+	if err != nil {
+		return nil, err
+	}
+	s, ok := key.(crypto.Signer)
+	if !ok {
+		return nil, fmt.Errorf("a %T cannot sign", key)
+	}
+	return s, nil
+}
+
+// check verifies that the parts belong together.
+func (l *loader) check(a *Authority) {
+	if !a.issuer.IsCA || a.issuer.KeyUsage != 0 && a.issuer.KeyUsage&x509.KeyUsageCertSign == 0 {
+		l.fail(KeyCACert, errors.New("is not a CA certificate"))
+	}
+	if pub, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(a.issuer.PublicKey) {
+		l.fail(KeyCAKey, fmt.Errorf("does not belong to the certificate in %s", KeyCACert))
+	}
+	if end := a.expiry(); !time.Now().Before(end) {
+		l.fail(KeyCACert, fmt.Errorf("issuing chain expired at %s", end.UTC().Format(time.RFC3339)))
+		return
+	}
+	roots, between := x509.NewCertPool(), x509.NewCertPool()
+	for _, r := range a.roots {
+		roots.AddCert(r)
+	}
+	for _, c := range a.chain {
+		between.AddCert(c)
+	}
+	_, err := a.issuer.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	if err != nil {
+		l.fail(KeyCertChain, fmt.Errorf("does not lead from %s to %s: %w", KeyCACert, KeyRootCert, err))
+	}
+}

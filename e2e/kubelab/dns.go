@@ -1,0 +1,22 @@
+package kubelab
+
+import (
+	"bytes"
+	"context"
+	_ "embed"
+	"fmt"
+	"os/exec"
+)
+
+//go:embed dns.yaml
+var dnsManifest []byte
+
+func (c *Cluster) startDNS(ctx context.Context) error {
+	cmd := exec.CommandContext(ctx, c.KubeBinary(), "kubectl", "--kubeconfig="+c.kubeconfig, "create", "-f", "-")
+	cmd.Stdin = bytes.NewReader(dnsManifest)
+	cmd.Env = []string{"HOME=/nonexistent"} // no discovery cache in the user's home
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("create: %w: %s", err, out)
+	}
+	return c.allTrue(ctx, "/api/v1/namespaces/kube-system/pods?labelSelector=k8s-app%3Dkube-dns", "Ready", 1)
+}

@@ -1,0 +1,117 @@
+// Command ambit-ztunnel is the node proxy: it carries the TCP of the node's
+// enrolled pods over mutually authenticated TLS and applies policy to it.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"sync"
+	"syscall"
+
+	ca "github.com/ambitmesh/ambit/controller/ca/client"
+	"github.com/ambitmesh/ambit/controller/mesh"
+	xds "github.com/ambitmesh/ambit/controller/xds/client"
+	"github.com/ambitmesh/ambit/ztunnel"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+// version is set by the build with -ldflags -X.
+var version = "dev"
+
+func main() {
+	check := false
+	for _, a := range os.Args[1:] {
+		switch a {
+		case "proxy":
+		case "version", "--version":
+			fmt.Println("ambit-ztunnel", version, buildInfo())
+			return
+		case "--check":
+			check = true
+		default:
+			fmt.Fprintf(os.Stderr, "usage: ambit-ztunnel [proxy] [--check] | version\nunknown argument %q\n", a)
+			os.Exit(1)
+		}
+	}
+	cfg := readConfig(os.Getenv)
+	if err := cfg.Validate(); err != nil {
+		fmt.Fprintln(os.Stderr, "ambit-ztunnel: bad configuration:")
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	if check {
+		return
+	}
+	// Up to here nothing has touched the machine.
+	if err := run(cfg); err != nil {
+		fmt.Fprintln(os.Stderr, "ambit-ztunnel:", err)
+		os.Exit(1)
+	}
+}
+
+func buildInfo() string {
+	if b, ok := debug.ReadBuildInfo(); ok {
+		return b.GoVersion
+	}
+	return ""
+}
+
+func run(cfg *config) error {
+	levels, err := live.NewLevels(cfg.LogLevel)
+	if err != nil {
+		return err
+	}
+	log := slog.New(live.NewLogHandler(os.Stdout, cfg.LogFormat == "json", levels))
+	if err := harden(); err != nil {
+		log.Warn("process limits", "err", err)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process at once
+
+	registry := prometheus.NewRegistry()
+	store := mesh.NewStore()
+	xdsAddr, xdsTLS, _ := endpoint(cfg.XDSAddress)
+	caAddr, caTLS, _ := endpoint(cfg.CAAddress)
+	auth := token(cfg.AuthToken)
+	source := ca.New(ca.Config{
+		Address: caAddr, TLS: rootsTLS(caTLS, cfg.CARootCA), Token: auth, ClusterID: cfg.ClusterID, Impersonate: true,
+		TTL: cfg.SecretTTL, Logger: log.With(live.ScopeKey, "ca"), Registerer: registry,
+	})
+	client := xds.New(xds.Config{
+		Address: xdsAddr, TLS: rootsTLS(xdsTLS, cfg.XDSRootCA), Token: auth, ClusterID: cfg.ClusterID,
+		NodeID: cfg.nodeID(), Metadata: cfg.metadata(), Store: store,
+		Logger: log.With(live.ScopeKey, "xds"), Registerer: registry,
+	})
+	node := ztunnel.New(ztunnel.Config{
+		NodeName: cfg.NodeName, Version: version, Socket: cfg.Socket,
+		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, Grace: cfg.Grace,
+		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
+		DumpConfig: cfg.dump(), HBONE: cfg.HBONE, Pool: cfg.Pool, Registry: registry, Logger: log, Levels: levels,
+	})
+	log.Info("starting", "version", version, "node", cfg.NodeName, "cluster", cfg.ClusterID)
+
+	// The control plane outlives the signal: policy and certificates are
+	// needed while connections drain.
+	control, end := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	var errs [2]error
+	wg.Go(func() { errs[0] = client.Run(control) })
+	wg.Go(func() { errs[1] = source.Run(control) })
+	err = node.Run(ctx)
+	end()
+	wg.Wait()
+	for _, e := range errs {
+		if e != nil && !errors.Is(e, context.Canceled) {
+			err = errors.Join(err, e)
+		}
+	}
+	log.Info("stopped")
+	return err
+}

@@ -1,0 +1,63 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+)
+
+// harden makes the process what one that holds everybody's keys has to be, and
+// sizes it. What fails is reported, not fatal: a container may have done it.
+func harden() error {
+	var errs []error
+	// No core file and no ptrace by other processes of the same user: the
+	// memory holds private keys of every pod on the node.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		errs = append(errs, fmt.Errorf("prctl PR_SET_DUMPABLE: %w", err))
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		errs = append(errs, fmt.Errorf("setrlimit RLIMIT_CORE: %w", err))
+	}
+	// Two descriptors per connection; the usual soft limit is 1024.
+	var files syscall.Rlimit
+	err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files)
+	if err == nil {
+		files.Cur = files.Max
+		err = syscall.Setrlimit(syscall.RLIMIT_NOFILE, &files)
+	}
+	if err != nil {
+		errs = append(errs, fmt.Errorf("setrlimit RLIMIT_NOFILE: %w", err))
+	}
+	if os.Getenv("GOMAXPROCS") == "" {
+		runtime.GOMAXPROCS(max(2, (runtime.NumCPU()+3)/4))
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		if limit, ok := memoryLimit(os.ReadFile); ok {
+			debug.SetMemoryLimit(limit / 10 * 9)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// memoryLimit is the container's, by cgroup v2 and else v1.
+func memoryLimit(read func(string) ([]byte, error)) (int64, bool) {
+	for _, path := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {
+		b, err := read(path)
+		if err != nil {
+			continue
+		}
+		n, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+		// v2 says "max" and v1 a number near 2^63 for none.
+		if err == nil && n > 0 && n < 1<<60 {
+			return n, true
+		}
+	}
+	return 0, false
+}

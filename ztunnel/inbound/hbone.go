@@ -1,0 +1,187 @@
+package inbound
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"net"
+	"net/netip"
+
+	"github.com/ambitmesh/ambit/controller/mesh/authz"
+	"github.com/ambitmesh/ambit/hbone"
+	"github.com/ambitmesh/ambit/hbone/identity"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+)
+
+// ServeHBONE accepts HBONE connections until ln is closed and returns when the
+// last has ended. The end of drain makes every connection say GOAWAY and wait
+// for its streams; the end of ctx closes them.
+func (p *Proxy) ServeHBONE(ctx, drain context.Context, ln net.Listener) error {
+	stop := context.AfterFunc(ctx, p.closeAll)
+	defer stop()
+	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.hbone(ctx, drain, c) })
+}
+
+func (p *Proxy) closeAll() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.Close()
+	}
+}
+
+func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
+	defer p.cfg.Table.Metrics().SocketOpened(live.Destination)()
+	p.mu.Lock()
+	p.conns[c] = struct{}{}
+	p.mu.Unlock()
+	defer func() {
+		c.Close()
+		p.mu.Lock()
+		delete(p.conns, c)
+		p.mu.Unlock()
+	}()
+	if ctx.Err() != nil {
+		return // closeAll may have run before c was there
+	}
+	src, dst := live.AddrPort(c.RemoteAddr()), live.AddrPort(c.LocalAddr())
+	deny := func(err error) { p.cfg.Table.Accept(p.cfg.Pod, live.Destination).Deny(src, dst, err) }
+
+	_, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
+	if err != nil {
+		live.Reset(c)
+		deny(err)
+		return
+	}
+	id := self.Identity()
+	srv := hbone.Server{
+		TLS:     identity.ServerConfig(source{p.cfg.Source, p.cfg.Denied}, id),
+		Config:  p.cfg.HBONE,
+		Handler: func(in *hbone.Incoming) { p.connect(ctx, in) },
+		OnHandshakeError: func(_ netip.AddrPort, err error) {
+			var known *live.Error
+			if !errors.As(err, &known) {
+				known = live.Errorf(live.HandshakeReason(err), "handshake: %w", err)
+			}
+			deny(known)
+		},
+	}
+	// How the connection ended is told by the records of its streams.
+	_ = srv.Serve(drain, c)
+}
+
+// source gives failures to obtain our own certificate their reason.
+type source struct {
+	identity.Source
+	denied func(error) bool
+}
+
+func (s source) Certificate(ctx context.Context, id identity.ID) (*tls.Certificate, error) {
+	c, err := s.Source.Certificate(ctx, id)
+	if err != nil {
+		reason := live.IdentityUnavailable
+		if s.denied(err) {
+			reason = live.IdentityDenied
+		}
+		return nil, live.Errorf(reason, "certificate of %s: %w", id, err)
+	}
+	return c, nil
+}
+
+// connect answers one CONNECT. The order of the checks and their statuses are
+// the reference's.
+func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
+	src, dst := unmap(in.RemoteAddr()), unmap(in.LocalAddr())
+	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Destination)
+	fail := func(status int, err error) {
+		in.Reject(status)
+		rec.Deny(src, dst, err)
+	}
+	if in.Method != "CONNECT" {
+		fail(400, live.Errorf(live.BadMethod, "method %.20q is not CONNECT", in.Method))
+		return
+	}
+	auth, err := parseAuthority(in.Authority)
+	if err != nil {
+		fail(400, err)
+		return
+	}
+	// ctx of the stream: a client that gives up is not waited for.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(in.Context(), cancel)()
+
+	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
+	if err != nil {
+		fail(503, err)
+		return
+	}
+	app, err := target(snap, self, dst.Addr(), auth)
+	if err != nil {
+		fail(statusOf(err), err)
+		return
+	}
+	check := &live.Check{Workload: self, Conn: authz.Conn{Peer: in.Peer(), Src: src, Dst: app}}
+	rec.Open(live.Facts{
+		Src: src, Dst: dst, Original: app, Authority: in.Authority, HBONE: true, Check: check,
+		Source: snap.WorkloadAt(self.Network, src.Addr()), SourceID: in.Peer(),
+		Destination: self, DestinationID: self.Identity(),
+		Service: destinationService(snap, self, in.Get("forwarded"), app.Port()),
+	})
+	if err := p.authorize(ctx, check); err != nil {
+		fail(401, err)
+		return
+	}
+	conn, local, err := p.dial(ctx, src, app)
+	if err != nil {
+		fail(503, err)
+		return
+	}
+	defer p.ports.release(local)
+	s, err := in.Accept(hbone.Header{Name: "baggage", Value: live.Baggage(self)})
+	if err != nil {
+		live.Reset(conn)
+		rec.End(relayError(err))
+		return
+	}
+	rec.Count(counter{s})
+	rec.OnCut(s.Abort)
+	rec.End(relayError(s.Relay(conn)))
+}
+
+func statusOf(err error) int {
+	var e *live.Error
+	if errors.As(err, &e) && e.Reason == live.AddressMismatch {
+		return 400
+	}
+	return 503
+}
+
+// counter sees a stream from the client's side.
+type counter struct{ s *hbone.Stream }
+
+func (c counter) Received() uint64 { return c.s.Received() }
+func (c counter) Sent() uint64     { return c.s.Sent() }
+
+// relayError gives the end of a copy its reason. The client is the stream, the
+// server the socket.
+func relayError(err error) error {
+	var (
+		known  *live.Error
+		conn   *hbone.ConnError
+		stream *hbone.StreamError
+	)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &conn):
+		return &live.Error{Reason: live.TunnelLost, Err: err}
+	case errors.As(err, &stream) && stream.Remote:
+		return &live.Error{Reason: live.ClientReset, Err: err}
+	}
+	return &live.Error{Reason: live.ServerReset, Err: err}
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

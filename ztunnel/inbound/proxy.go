@@ -1,0 +1,173 @@
+package inbound
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/ambitmesh/ambit/cni/netns"
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/mesh/authz"
+	"github.com/ambitmesh/ambit/hbone"
+	"github.com/ambitmesh/ambit/hbone/identity"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+)
+
+// connectTimeout is the reference's, for the TCP connect to the application.
+const connectTimeout = 10 * time.Second
+
+// Dialer opens sockets in the pod's namespace; *netns.NS is one.
+type Dialer interface {
+	DialTCP(ctx context.Context, local, remote netip.AddrPort, o netns.SocketOptions) (*net.TCPConn, error)
+}
+
+// Config of a Proxy.
+type Config struct {
+	Pod    *live.Pod
+	Node   string
+	Dialer Dialer
+	Store  *mesh.Store
+	Source identity.Source
+	Table  *live.Table
+	HBONE  hbone.Config
+	// Denied reports whether an error of Source is the CA's refusal. May be nil.
+	Denied func(error) bool
+	// Original gives what a plaintext client dialled. nil: the accepted
+	// socket's local address, which is right where capture does no NAT.
+	Original func(*net.TCPConn) netip.AddrPort
+}
+
+// Proxy takes what one pod is sent.
+type Proxy struct {
+	cfg   Config // immutable
+	ports spoofed
+
+	mu    sync.Mutex
+	conns map[net.Conn]struct{} // guarded by mu; HBONE connections, to close them hard
+}
+
+// New makes a Proxy.
+func New(cfg Config) *Proxy {
+	if cfg.Original == nil {
+		cfg.Original = func(c *net.TCPConn) netip.AddrPort { return live.AddrPort(c.LocalAddr()) }
+	}
+	if cfg.Denied == nil {
+		cfg.Denied = func(error) bool { return false }
+	}
+	return &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}}
+}
+
+// ServePlain accepts plaintext connections until ln is closed and returns when
+// the last has ended. The end of ctx gives up connections that are still being
+// set up; open ones are ended through the table.
+func (p *Proxy) ServePlain(ctx context.Context, ln net.Listener) error {
+	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.plain(ctx, c) })
+}
+
+func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
+	src, dst := live.AddrPort(c.RemoteAddr()), p.cfg.Original(c)
+	if live.IsProof(dst) {
+		c.Close()
+		return
+	}
+	defer p.cfg.Table.Metrics().SocketOpened(live.Destination)()
+	live.KeepAlive(c)
+	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Destination)
+	fail := func(err error) {
+		live.Reset(c)
+		rec.Deny(src, dst, err)
+	}
+	if illegal(dst.Port()) {
+		fail(live.Errorf(live.SelfCall, "port %d is the mesh's own", dst.Port()))
+		return
+	}
+	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
+	if err != nil {
+		fail(err)
+		return
+	}
+	p.ports.hold(src)
+	defer p.ports.release(src)
+	check := &live.Check{Workload: self, Conn: authz.Conn{Src: src, Dst: dst}}
+	rec.Open(live.Facts{
+		Src: src, Dst: dst, Original: dst, Check: check, Destination: self,
+		Source: snap.WorkloadAt(self.Network, src.Addr()), Service: destinationService(snap, self, "", dst.Port()),
+	})
+	if err := p.authorize(ctx, check); err != nil {
+		fail(err)
+		return
+	}
+	app, local, err := p.dial(ctx, src, dst)
+	if err != nil {
+		fail(err)
+		return
+	}
+	defer p.ports.release(local)
+	pipe := live.NewPipe(c, app)
+	rec.Count(pipe)
+	rec.OnCut(pipe.Cut)
+	rec.End(pipe.Run())
+}
+
+// authorize asks policy, and again for a while when a policy that the workload
+// names has not arrived yet.
+func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
+	var v authz.Verdict
+	_, ok := live.Wait(ctx, p.cfg.Store, func(s *mesh.Snapshot) bool {
+		w := check.Workload
+		if cur := s.Workload(w.UID); cur != nil {
+			w = cur
+		}
+		v = authz.Decide(s, w, check.Conn)
+		return !v.Pending
+	})
+	switch {
+	case ok && v.Allow:
+		return nil
+	case v.Pending:
+		return live.Errorf(live.PolicyPending, "connection closed due to policy rejection: %s", v.Reason)
+	}
+	return live.Errorf(live.PolicyDenied, "connection closed due to policy rejection: %s", v.Reason)
+}
+
+// dialAttempts is how many local ports are tried: one may be taken by a
+// ztunnel that drains, or by a connection from before enrolment.
+const dialAttempts = 16
+
+// dial connects to the application with the client's address and a port of our
+// choice. The caller releases the pair.
+func (p *Proxy) dial(ctx context.Context, client, app netip.AddrPort) (*net.TCPConn, netip.AddrPort, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	o := netns.SocketOptions{Mark: netns.Mark, Transparent: true}
+	if client.Addr() == app.Addr() || client.Addr().Is4() != app.Addr().Is4() {
+		// The pod calls itself: the address is its own, nothing to borrow.
+		c, err := p.cfg.Dialer.DialTCP(ctx, netip.AddrPort{}, app, netns.SocketOptions{Mark: netns.Mark})
+		if err != nil {
+			return nil, netip.AddrPort{}, &live.Error{Reason: live.DialReason(err), Err: err}
+		}
+		return c, netip.AddrPort{}, nil
+	}
+	var last error
+	for range dialAttempts {
+		local, ok := p.ports.take(client)
+		if !ok {
+			return nil, local, live.Errorf(live.ConnectFailed, "no free source port for client %s to %s", client.Addr(), app)
+		}
+		c, err := p.cfg.Dialer.DialTCP(ctx, local, app, o)
+		if err == nil {
+			live.KeepAlive(c)
+			return c, local, nil
+		}
+		p.ports.release(local)
+		last = err
+		if !errors.Is(err, syscall.EADDRINUSE) && !errors.Is(err, syscall.EADDRNOTAVAIL) {
+			break
+		}
+	}
+	return nil, netip.AddrPort{}, &live.Error{Reason: live.DialReason(last), Err: last}
+}

@@ -1,0 +1,239 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ambitmesh/ambit/cni/netns"
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/hbone"
+	"github.com/ambitmesh/ambit/hbone/identity"
+	"github.com/ambitmesh/ambit/hbone/pool"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+)
+
+// connectTimeout is the reference's, for every TCP connect.
+const connectTimeout = 10 * time.Second
+
+// attempts is how many endpoints of a service are tried before a connection is
+// given up. Nothing of the application's has been sent before that.
+const attempts = 3
+
+// Dialer opens sockets in the pod's namespace; *netns.NS is one.
+type Dialer interface {
+	DialTCP(ctx context.Context, local, remote netip.AddrPort, o netns.SocketOptions) (*net.TCPConn, error)
+}
+
+// Config of a Proxy.
+type Config struct {
+	Pod    *live.Pod
+	Node   string
+	Dialer Dialer
+	Store  *mesh.Store
+	Source identity.Source
+	Pool   *pool.Pool // shared by all pods of the node
+	Table  *live.Table
+	HBONE  hbone.Config
+	// Denied reports whether an error of Source is the CA's refusal. May be nil.
+	Denied func(error) bool
+	// Original gives what the application dialled. nil: the accepted socket's
+	// local address, which is right where capture does no NAT.
+	Original func(*net.TCPConn) netip.AddrPort
+}
+
+// Proxy carries what one pod sends.
+type Proxy struct{ cfg Config }
+
+// New makes a Proxy.
+func New(cfg Config) *Proxy {
+	if cfg.Original == nil {
+		cfg.Original = func(c *net.TCPConn) netip.AddrPort { return live.AddrPort(c.LocalAddr()) }
+	}
+	if cfg.Denied == nil {
+		cfg.Denied = func(error) bool { return false }
+	}
+	return &Proxy{cfg}
+}
+
+// Serve accepts until ln is closed and returns when the last connection has
+// ended. The end of ctx gives up connections that are still being set up; open
+// ones are ended through the table.
+func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
+	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.serve(ctx, c) })
+}
+
+func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
+	dst := p.cfg.Original(c)
+	if live.IsProof(dst) {
+		c.Close()
+		return
+	}
+	defer p.cfg.Table.Metrics().SocketOpened(live.Source)()
+	live.KeepAlive(c)
+	src := live.AddrPort(c.RemoteAddr())
+	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Source)
+
+	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
+	if err != nil {
+		live.Reset(c)
+		rec.Deny(src, dst, err)
+		return
+	}
+	route, up, err := p.connect(ctx, snap, self, src, dst)
+	facts := live.Facts{
+		Src: src, Dst: route.Addr, Original: dst, Source: self, Destination: route.Upstream, Service: route.Service,
+	}
+	if !facts.Dst.IsValid() {
+		facts.Dst = dst
+	}
+	if route.Kind == HBONE || route.Kind == Waypoint {
+		facts.HBONE, facts.Authority = true, route.Authority.String()
+		facts.SourceID, facts.DestinationID = self.Identity(), route.Upstream.Identity()
+	}
+	rec.Open(facts)
+	if err != nil {
+		live.Reset(c)
+		rec.End(err)
+		return
+	}
+	rec.End(up.relay(rec, c))
+}
+
+// connect resolves and dials. Where a service has other endpoints, one that
+// does not answer is left out and the next tried.
+func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Workload, src, dst netip.AddrPort) (Route, carrier, error) {
+	var (
+		choice Choice
+		last   Route
+		failed error
+	)
+	for range attempts {
+		r := Resolve(snap, self, dst, choice)
+		if r.Kind == Refuse {
+			if failed != nil {
+				return last, nil, failed // what happened, not that nothing is left
+			}
+			return r, nil, r.Refusal
+		}
+		up, err := p.dial(ctx, &r, self, src)
+		if err == nil {
+			return r, up, nil
+		}
+		last, failed = r, err
+		if r.Service == nil || !worthAnother(err) || ctx.Err() != nil {
+			break
+		}
+		choice.Skip = append(choice.Skip, r.Upstream.UID)
+	}
+	return last, nil, failed
+}
+
+// worthAnother reports whether a failure is the endpoint's own, so that
+// another may do better.
+func worthAnother(err error) bool {
+	var e *live.Error
+	if !errors.As(err, &e) {
+		return false
+	}
+	switch e.Reason {
+	case live.ConnectRefused, live.ConnectTimeout, live.ConnectUnreachable, live.HBONETimeout, live.PeerUnavailable,
+		live.HandshakeAborted, live.HandshakeTimeout, live.UnexpectedIdentity, live.TunnelLost:
+		return true
+	}
+	return false
+}
+
+func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client netip.AddrPort) (carrier, error) {
+	if r.Kind == PassThrough || r.Kind == TCP {
+		c, err := p.tcp(ctx, r.Addr)
+		if err != nil {
+			return nil, &live.Error{Reason: live.DialReason(err), Err: err}
+		}
+		return plain{c}, nil
+	}
+	names := make([]string, len(r.Expect))
+	for i, id := range r.Expect {
+		names[i] = id.String()
+	}
+	slices.Sort(names)
+	key := pool.Key{
+		SourceUID: p.cfg.Pod.UID, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ","),
+	}
+	s, err := p.cfg.Pool.Open(ctx, key, func(ctx context.Context) (*hbone.Conn, error) {
+		return p.tunnel(ctx, r.Addr, self.Identity(), r.Expect)
+	}, request(r, self, client))
+	if err != nil {
+		return nil, openError(err, r.Authority)
+	}
+	return tunnelled{s}, nil
+}
+
+func (p *Proxy) tcp(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	c, err := p.cfg.Dialer.DialTCP(ctx, netip.AddrPort{}, to, netns.SocketOptions{Mark: netns.Mark})
+	if err == nil {
+		live.KeepAlive(c)
+	}
+	return c, err
+}
+
+// tunnel makes a new HBONE connection from the pod to addr, as self.
+func (p *Proxy) tunnel(ctx context.Context, addr netip.AddrPort, self identity.ID, expect []identity.ID) (*hbone.Conn, error) {
+	if _, err := p.cfg.Source.Certificate(ctx, self); err != nil {
+		reason := live.IdentityUnavailable
+		if p.cfg.Denied(err) {
+			reason = live.IdentityDenied
+		}
+		return nil, live.Errorf(reason, "certificate of %s: %w", self, err)
+	}
+	nc, err := p.tcp(ctx, addr)
+	if err != nil {
+		reason := live.DialReason(err)
+		if reason == live.ConnectTimeout {
+			return nil, live.Errorf(live.HBONETimeout, "connection timed out, maybe a NetworkPolicy is blocking HBONE port %d: %w", addr.Port(), err)
+		}
+		return nil, &live.Error{Reason: reason, Err: err}
+	}
+	c, err := hbone.NewClient(ctx, nc, identity.ClientConfig(p.cfg.Source, self, expect), p.cfg.HBONE)
+	if err != nil {
+		return nil, live.Errorf(live.HandshakeReason(err), "tunnel to %s: %w", addr, err)
+	}
+	return c, nil
+}
+
+// openError gives a failed CONNECT its reason.
+func openError(err error, authority netip.AddrPort) error {
+	var (
+		known  *live.Error
+		stream *hbone.StreamError
+		conn   *hbone.ConnError
+	)
+	switch {
+	case errors.As(err, &known):
+		return known
+	case errors.As(err, &stream) && stream.Status != 0:
+		reason := live.PeerStatus
+		switch stream.Status {
+		case 400:
+			reason = live.PeerBadRequest
+		case 401:
+			reason = live.PeerDenied
+		case 503:
+			reason = live.PeerUnavailable
+		}
+		return live.Errorf(reason, "http status: %d for %s", stream.Status, authority)
+	case errors.As(err, &conn):
+		// The server verifies our certificate after our own handshake is done
+		// (TLS 1.3), so that its refusal shows up here.
+		if r := live.HandshakeReason(err); r == live.HandshakeRejected {
+			return &live.Error{Reason: r, Err: err}
+		}
+	}
+	return &live.Error{Reason: live.TunnelLost, Err: err}
+}

@@ -1,0 +1,142 @@
+package ztunnel
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+
+	"github.com/ambitmesh/ambit/cni/handoff"
+	"github.com/ambitmesh/ambit/ztunnel/inbound"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+	"github.com/ambitmesh/ambit/ztunnel/outbound"
+)
+
+// served is one pod with its listeners.
+type served struct {
+	// immutable
+	n       *Node
+	pod     handoff.Pod
+	live    *live.Pod
+	slots   bool
+	out, in net.Listener
+	hbone   []net.Listener
+	hard    context.CancelFunc // gives up everything
+	goAway  context.CancelFunc // HBONE connections finish their streams
+	done    chan struct{}      // closed when the last connection has ended
+}
+
+func (p *served) dialect() string {
+	if p.slots {
+		return "the node agent's"
+	}
+	return "ztunnel's"
+}
+
+// serve starts accepting for a pod. On error nothing is left behind but p,
+// which is the caller's.
+func (n *Node) serve(p handoff.Pod) (*served, error) {
+	v := &served{
+		n: n, pod: p, done: make(chan struct{}),
+		live: &live.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
+	}
+	if err := v.open(); err != nil {
+		return nil, errors.Join(err, v.closeListeners())
+	}
+	var original func(*net.TCPConn) netip.AddrPort
+	if !v.slots {
+		original = originalDestination
+	}
+	var ctx, drain context.Context
+	ctx, v.hard = context.WithCancel(context.Background())
+	drain, v.goAway = context.WithCancel(ctx)
+	out := outbound.New(outbound.Config{
+		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
+		Pool: n.pool, Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
+	})
+	in := inbound.New(inbound.Config{
+		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
+		Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
+	})
+	var wg sync.WaitGroup
+	accept := func(what string, f func() error) {
+		wg.Go(func() {
+			if err := f(); err != nil {
+				// The listener is gone; the pod's connections on it wait in the
+				// kernel until the agent hands the pod over again.
+				n.cfg.Logger.Error("pod's listener failed", "pod", p.String(), "listener", what, "err", err)
+			}
+		})
+	}
+	accept("outbound", func() error { return out.Serve(ctx, v.out) })
+	accept("inbound", func() error { return in.ServePlain(ctx, v.in) })
+	for _, ln := range v.hbone {
+		accept("hbone", func() error { return in.ServeHBONE(ctx, drain, ln) })
+	}
+	go func() {
+		wg.Wait()
+		v.hard()
+		n.pool.CloseSource(p.UID)
+		if err := p.Close(); err != nil {
+			n.cfg.Logger.Warn("closing the pod's descriptors", "pod", p.String(), "err", err)
+		}
+		close(v.done)
+	}()
+	return v, nil
+}
+
+// open takes the listeners the agent handed over, or makes them.
+func (p *served) open() error {
+	l := p.pod.Listeners
+	if l == nil {
+		return p.listen()
+	}
+	p.slots = true
+	if l.Outbound == nil || l.Inbound == nil || len(l.HBONE) == 0 {
+		return errors.New("the node agent left out a listener: outbound, inbound and HBONE are needed")
+	}
+	take := func(f *os.File) (net.Listener, error) { return net.FileListener(f) }
+	var err error
+	if p.out, err = take(l.Outbound); err != nil {
+		return err
+	}
+	if p.in, err = take(l.Inbound); err != nil {
+		return err
+	}
+	for _, f := range l.HBONE {
+		ln, err := take(f)
+		if err != nil {
+			return err
+		}
+		p.hbone = append(p.hbone, ln)
+	}
+	return nil
+}
+
+func (p *served) closeListeners() error {
+	var errs []error
+	for _, ln := range append([]net.Listener{p.out, p.in}, p.hbone...) {
+		if ln != nil {
+			errs = append(errs, ln.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// drain stops accepting. Connections go on; HBONE peers are told to use
+// another connection for new ones. In the slot dialect the agent's copies of
+// the listeners stay open, so that later clients wait for our successor
+// instead of being refused.
+func (p *served) drain() {
+	p.closeListeners()
+	p.goAway()
+}
+
+// stop ends everything at once; done tells when.
+func (p *served) stop(why *live.Error) {
+	p.closeListeners()
+	p.n.table.CutPod(p.live, why)
+	p.hard()
+}

@@ -18,6 +18,9 @@ func selectedPorts(svc *corev1.Service, pod *corev1.Pod) []mesh.Port {
 	ports := make([]mesh.Port, 0, len(svc.Spec.Ports))
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
+		if shadowed(svc, p) {
+			continue
+		}
 		target := targetPort(p)
 		if target == 0 {
 			target = namedPort(p.TargetPort.StrVal, pod)
@@ -91,8 +94,19 @@ func slicePorts(slice *discoveryv1.EndpointSlice, svc *corev1.Service) []mesh.Po
 	return ports
 }
 
-// mergePorts adds to ports those of more whose service port it lacks. One
-// number may be listed once per transport protocol (DNS is); the first counts.
+// shadowed reports whether p is not TCP and a TCP port has its number, as with
+// DNS. The mesh carries TCP, so that one counts.
+func shadowed(svc *corev1.Service, p *corev1.ServicePort) bool {
+	tcp := func(q *corev1.ServicePort) bool { return q.Protocol == "" || q.Protocol == corev1.ProtocolTCP }
+	for i := range svc.Spec.Ports {
+		if q := &svc.Spec.Ports[i]; !tcp(p) && tcp(q) && q.Port == p.Port {
+			return true
+		}
+	}
+	return false
+}
+
+// mergePorts adds to ports those of more whose service port it lacks.
 func mergePorts(ports, more []mesh.Port) []mesh.Port {
 	for _, p := range more {
 		if !slices.ContainsFunc(ports, func(q mesh.Port) bool { return q.ServicePort == p.ServicePort }) {

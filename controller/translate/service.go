@@ -45,6 +45,9 @@ func (c Config) Service(svc *corev1.Service, objs Objects) (*mesh.Service, error
 	}
 	for i := range svc.Spec.Ports {
 		p := &svc.Spec.Ports[i]
+		if shadowed(svc, p) {
+			continue
+		}
 		s.Ports = mergePorts(s.Ports, []mesh.Port{{ServicePort: uint16(p.Port), TargetPort: targetPort(p), AppProtocol: appProtocol(p)}})
 	}
 	s.LoadBalancing = loadBalancing(svc, objs.Namespace(svc.Namespace))

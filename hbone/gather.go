@@ -1,0 +1,227 @@
+package hbone
+
+import (
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// gatherConn is the net.Conn given to crypto/tls. It reads the network in big
+// pieces and hands over one record at a time, so that what crypto/tls has not
+// taken yet is always here to be counted; it gathers the records of one
+// batch into one write. While idle it holds no buffer.
+type gatherConn struct {
+	nc   net.Conn
+	raw  syscall.RawConn // nil if nc has no descriptor
+	wake func()          // asks for an empty batch; set before handshaking is cleared
+
+	handshaking bool // immutable once the connection has its goroutines
+
+	// Owned by the reader. buf[r:w] has been read from the network and not been
+	// handed over; left is how much of it belongs to a record begun.
+	buf     *[readSize]byte
+	r, w    int
+	left    int
+	err     error
+	readFn  func(fd uintptr) bool
+	readN   int
+	readErr error
+
+	// Guarded by mu. Only the holder of the writer role flushes.
+	mu    sync.Mutex
+	out   *outBuf // nil: nothing gathered
+	batch bool
+}
+
+// maxUnsent bounds what crypto/tls may say for itself (key update answers,
+// alerts) while the network takes nothing.
+const maxUnsent = 64 << 10
+
+type outBuf struct{ b []byte }
+
+var outBufs = sync.Pool{New: func() any { return &outBuf{make([]byte, 0, flushSize+(64<<10)+4096)} }}
+
+func newGatherConn(nc net.Conn) *gatherConn {
+	b := &gatherConn{nc: nc, handshaking: true}
+	if sc, ok := nc.(syscall.Conn); ok {
+		if raw, err := sc.SyscallConn(); err == nil {
+			b.raw = raw
+		}
+	}
+	b.readFn = b.readFD
+	return b
+}
+
+// notReady is what crypto/tls is told when it asks for more than is at hand.
+// Being temporary it leaves the tls.Conn usable, and as it is only ever given on
+// a record boundary nothing is lost.
+type notReady struct{}
+
+func (notReady) Error() string   { return "no whole record at hand" }
+func (notReady) Timeout() bool   { return true }
+func (notReady) Temporary() bool { return true }
+
+var errNotReady net.Error = notReady{}
+
+func (b *gatherConn) recordLen() int { return 5 + int(b.buf[b.r+3])<<8 + int(b.buf[b.r+4]) }
+
+// haveRecord reports whether a whole record is at hand.
+func (b *gatherConn) haveRecord() bool {
+	n := b.w - b.r
+	return b.left > 0 || n >= 5 && n >= b.recordLen()
+}
+
+func (b *gatherConn) Read(p []byte) (int, error) {
+	if !b.handshaking && !b.haveRecord() {
+		return 0, errNotReady
+	}
+	if b.left == 0 {
+		for b.w-b.r < 5 {
+			if err := b.fill(); err != nil {
+				return 0, err
+			}
+		}
+		b.left = b.recordLen()
+	}
+	if b.r == b.w {
+		if err := b.fill(); err != nil {
+			return 0, err
+		}
+	}
+	n := copy(p, b.buf[b.r:min(b.w, b.r+b.left)])
+	b.r += n
+	b.left -= n
+	return n, nil
+}
+
+// fill reads once from the network, blocking.
+func (b *gatherConn) fill() error {
+	if b.err != nil {
+		return b.err
+	}
+	if b.r > 0 {
+		b.w = copy(b.buf[:], b.buf[b.r:b.w])
+		b.r = 0
+	}
+	if b.raw != nil {
+		b.readN, b.readErr = 0, nil
+		if err := b.raw.Read(b.readFn); err != nil {
+			b.err = err
+		} else if b.readErr != nil {
+			b.err = os.NewSyscallError("read", b.readErr)
+		} else if b.readN == 0 {
+			b.err = io.EOF
+		}
+	} else {
+		b.take()
+		b.readN, b.err = b.nc.Read(b.buf[b.w:])
+	}
+	if b.readN > 0 {
+		b.w += b.readN
+		return nil // an error that came along is met at the next call
+	}
+	if b.err == io.EOF && b.w > 0 {
+		b.err = io.ErrUnexpectedEOF
+	}
+	return b.err
+}
+
+func (b *gatherConn) take() {
+	if b.buf == nil {
+		b.buf = readBufs.Get().(*[readSize]byte)
+	}
+}
+
+// release gives the buffer back if nothing is in it.
+func (b *gatherConn) release() {
+	if b.r == b.w && b.buf != nil {
+		b.r, b.w = 0, 0
+		readBufs.Put(b.buf)
+		b.buf = nil
+	}
+}
+
+// readFD is called by the poller when the socket may be readable.
+func (b *gatherConn) readFD(fd uintptr) bool {
+	b.take()
+	for {
+		n, err := syscall.Read(int(fd), b.buf[b.w:])
+		switch {
+		case err == syscall.EINTR:
+			continue
+		case err == syscall.EAGAIN:
+			b.release()
+			return false
+		}
+		b.readN, b.readErr = max(n, 0), err
+		return true
+	}
+}
+
+// Write gathers. Outside a batch it is crypto/tls speaking for itself, from
+// whatever goroutine, the connection reader included: that must not block, so
+// an empty batch is asked for.
+func (b *gatherConn) Write(p []byte) (int, error) {
+	if b.handshaking {
+		return b.nc.Write(p)
+	}
+	b.mu.Lock()
+	if !b.batch && b.out != nil && len(b.out.b) > maxUnsent {
+		b.mu.Unlock()
+		return 0, errors.New("peer makes us answer without reading the answers")
+	}
+	if b.out == nil {
+		b.out = outBufs.Get().(*outBuf)
+		b.out.b = b.out.b[:0]
+	}
+	b.out.b = append(b.out.b, p...)
+	alone := !b.batch
+	b.mu.Unlock()
+	if alone {
+		b.wake()
+	}
+	return len(p), nil
+}
+
+func (b *gatherConn) begin() {
+	b.mu.Lock()
+	b.batch = true
+	b.mu.Unlock()
+}
+
+func (b *gatherConn) end() error {
+	b.mu.Lock()
+	b.batch = false
+	b.mu.Unlock()
+	return b.flush(1)
+}
+
+// flush sends what has been gathered if that is at least atLeast bytes.
+func (b *gatherConn) flush(atLeast int) error {
+	b.mu.Lock()
+	if b.out == nil || len(b.out.b) < atLeast {
+		b.mu.Unlock()
+		return nil
+	}
+	out := b.out
+	b.out = nil
+	b.mu.Unlock()
+	_, err := b.nc.Write(out.b)
+	outBufs.Put(out)
+	return err
+}
+
+func (b *gatherConn) Close() error         { return b.nc.Close() }
+func (b *gatherConn) LocalAddr() net.Addr  { return b.nc.LocalAddr() }
+func (b *gatherConn) RemoteAddr() net.Addr { return b.nc.RemoteAddr() }
+
+// Deadlines are set on the network connection by the owner of this one:
+// crypto/tls would leave a write deadline in the past behind when it sends
+// close-notify, and the flush after it would fail.
+func (b *gatherConn) SetDeadline(time.Time) error      { return nil }
+func (b *gatherConn) SetReadDeadline(time.Time) error  { return nil }
+func (b *gatherConn) SetWriteDeadline(time.Time) error { return nil }

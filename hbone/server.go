@@ -1,0 +1,188 @@
+package hbone
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+
+	"golang.org/x/net/http2"
+
+	"github.com/ambitmesh/ambit/hbone/identity"
+)
+
+// Server serves connections. Its fields must not be changed once it is used.
+type Server struct {
+	TLS    *tls.Config // see identity.ServerConfig
+	Config Config
+	// Handler is called for every request, on a goroutine of its own. It must
+	// answer by Accept or Reject; the stream of an Accept it must bring to an end.
+	Handler func(*Incoming)
+	// OnHandshakeError, if not nil, is told of connections that never got as far as a
+	// request. The error wraps *identity.VerifyError if the peer's
+	// certificate was refused.
+	OnHandshakeError func(remote netip.AddrPort, err error)
+}
+
+// Serve serves one connection, which it owns, until it has ended and all
+// handlers have returned. When ctx ends it sends GOAWAY and waits for the open
+// streams, however long they last; aborting them is up to the handlers. The
+// error is nil if the connection ended in order.
+func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
+	c, err := handshake(ctx, nc, s.TLS, s.Config.filled(false), false)
+	if err != nil {
+		if s.OnHandshakeError != nil {
+			s.OnHandshakeError(addrPort(nc.RemoteAddr()), err)
+		}
+		return err
+	}
+	c.serve = s.Handler
+	c.start()
+	stop := context.AfterFunc(ctx, c.GoAway)
+	c.running.Wait()
+	stop()
+	c.handlers.Wait()
+	err = c.Err()
+	if errors.Is(err, ErrPeerClosed) && c.in.settled || errors.Is(err, ErrClosed) {
+		return nil
+	}
+	if !c.in.settled && s.OnHandshakeError != nil {
+		s.OnHandshakeError(c.remote, err)
+	}
+	return err
+}
+
+// Incoming is a request a server has received.
+type Incoming struct {
+	Request
+	Method string // CONNECT, unless the peer wants something else
+
+	s *Stream
+
+	mu       sync.Mutex
+	answered bool
+	ctx      context.Context // made when first asked for
+	stop     context.CancelCauseFunc
+	gone     error // why ctx has ended, or would have
+}
+
+// Peer is the verified identity of the client.
+func (in *Incoming) Peer() identity.ID { return in.s.c.peer }
+
+// RemoteAddr and LocalAddr are those of the connection.
+func (in *Incoming) RemoteAddr() netip.AddrPort { return in.s.c.remote }
+func (in *Incoming) LocalAddr() netip.AddrPort  { return in.s.c.local }
+
+// Context ends when the stream or its connection has failed or ended.
+func (in *Incoming) Context() context.Context {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.ctx == nil {
+		in.ctx, in.stop = context.WithCancelCause(context.Background())
+		if in.gone != nil {
+			in.stop(in.gone)
+		}
+	}
+	return in.ctx
+}
+
+func (in *Incoming) cancel(err error) {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	if in.gone == nil {
+		in.gone = err
+		if in.stop != nil {
+			in.stop(err)
+		}
+	}
+}
+
+// answer reports whether this is the first answer.
+func (in *Incoming) answer() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	first := !in.answered
+	in.answered = true
+	return first
+}
+
+// Accept answers 200 with the given headers.
+func (in *Incoming) Accept(h ...Header) (*Stream, error) {
+	if err := checkHeaders(h); err != nil {
+		return nil, &StreamError{Code: http2.ErrCodeInternal, Err: err}
+	}
+	if !in.answer() {
+		return nil, &StreamError{Code: http2.ErrCodeInternal, Err: errors.New("already answered")}
+	}
+	s := in.s
+	in.mu.Lock()
+	err := in.gone
+	in.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	var space [256]byte
+	s.c.out.headers(s.id, appendResponse(space[:0], 200, h), false)
+	return s, nil
+}
+
+// Reject answers with status and nothing else. A second answer is ignored.
+func (in *Incoming) Reject(status int) {
+	if !in.answer() {
+		return
+	}
+	s := in.s
+	s.send.mu.Lock()
+	dead := s.send.err != nil || s.send.closed
+	s.send.closed = true
+	s.send.mu.Unlock()
+	if dead {
+		return
+	}
+	var space [16]byte
+	s.c.out.headers(s.id, appendResponse(space[:0], status, nil), true)
+	s.ended(sendEnded)
+	// RFC 9113 8.1: the rest of the request is not wanted, which is no error.
+	s.refuse(http2.ErrCodeNo, fmt.Errorf("rejected with status %d", status))
+}
+
+// incoming handles the header block of a new stream.
+func (r *reader) incoming(h *block) error {
+	c := r.c
+	c.mu.Lock()
+	full := c.err != nil || c.draining || c.active >= int(c.cfg.MaxStreams)
+	if full || h.tooBig || h.request() != "" {
+		c.mu.Unlock()
+		switch {
+		case full:
+			return r.answerReset(h.id, http2.ErrCodeRefusedStream)
+		case h.tooBig:
+			return r.answerReset(h.id, http2.ErrCodeEnhanceYourCalm)
+		}
+		return r.answerReset(h.id, http2.ErrCodeProtocol)
+	}
+	s := newStream(c, h.id, c.peerWindow)
+	// The slot is held until the handler has returned as well, or a peer that
+	// opens and resets at once would have any number of handlers running.
+	s.refs.Add(1)
+	s.in = &Incoming{Request: Request{Authority: h.authority, Header: h.fields}, Method: h.method, s: s}
+	c.active++
+	c.streams[h.id] = s
+	c.handlers.Add(1)
+	c.mu.Unlock()
+	if h.end {
+		s.receiveEnd()
+	}
+	go func() {
+		defer c.handlers.Done()
+		defer s.unref()
+		c.serve(s.in)
+		if s.in.answer() {
+			s.refuse(http2.ErrCodeInternal, errors.New("handler gave no answer"))
+		}
+	}()
+	return nil
+}

@@ -1,0 +1,545 @@
+package hbone
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+)
+
+// Stream is one tunnelled byte stream. It is a net.Conn with half-close;
+// Relay joins it to a TCP connection on a faster path.
+type Stream struct {
+	c  *Conn
+	id uint32
+
+	sent, received atomic.Uint64
+	recvWindow     atomic.Int64 // what the peer may still send
+	queued         atomic.Int32 // data buffers of ours in the connection's queue
+	halves         atomic.Uint32
+	refs           atomic.Int32 // holders of the connection's slot: the table, a server's handler
+	in             *Incoming    // server only; immutable
+
+	send sendHalf
+	recv recvHalf
+}
+
+// sendHalf is us to the peer.
+type sendHalf struct {
+	mu       sync.Mutex
+	changed  sync.Cond
+	window   int64
+	queuedIn bool // in Conn.sendWaiters; guarded by Conn.mu
+	closed   bool // END_STREAM was queued
+	err      error
+	deadline deadline
+}
+
+// recvHalf is the peer to us. The connection reader never waits for mu longer
+// than a non-blocking system call takes.
+type recvHalf struct {
+	mu       sync.Mutex
+	changed  sync.Cond
+	backlog  backlog
+	credit   int  // bytes the application has and the peer was not told of
+	eof      bool // END_STREAM received
+	err      error
+	deadline deadline
+	answered bool // client: the response was received
+	status   int
+	header   []Header
+	relay    *relay // set by Relay
+}
+
+const (
+	sendEnded   = 1 << iota // we sent END_STREAM or a reset passed
+	recvEnded               // the peer did
+	resetPassed             // a reset passed, or the connection failed
+	bothEnded   = sendEnded | recvEnded
+)
+
+var (
+	errWriteClosed = errors.New("write after CloseWrite")
+	// errPeerDone ends our sending after the peer's CANCEL or NO_ERROR: in order, but
+	// there is nobody to read.
+	errPeerDone = errors.New("peer reads no further")
+	past        = time.Unix(1, 0)
+)
+
+func newStream(c *Conn, id uint32, window int64) *Stream {
+	s := &Stream{c: c, id: id}
+	s.send.changed.L = &s.send.mu
+	s.recv.changed.L = &s.recv.mu
+	s.send.window = window
+	s.recvWindow.Store(int64(c.cfg.StreamWindow))
+	s.refs.Store(1)
+	return s
+}
+
+// unref gives the slot back when its last holder lets go.
+func (s *Stream) unref() {
+	if s.refs.Add(-1) == 0 {
+		s.c.free()
+	}
+}
+
+// ended notes halves as ended, and takes the stream off the connection with the last.
+func (s *Stream) ended(half uint32) {
+	old := s.halves.Or(half)
+	if (old|half)&bothEnded == bothEnded && old&bothEnded != bothEnded {
+		s.c.remove(s)
+	}
+}
+
+// end finishes the stream other than in order: nothing more is sent, and
+// what has not been delivered is dropped. Without force a Read may still take
+// what came before the peer's orderly end.
+func (s *Stream) end(err error, force bool) {
+	s.halves.Or(resetPassed)
+	r := &s.recv
+	r.mu.Lock()
+	if r.err == nil && (force || !r.eof || r.relay != nil) {
+		r.err = err
+		r.backlog.clear()
+	}
+	rel := r.relay
+	r.changed.Broadcast()
+	r.mu.Unlock()
+	s.endSend(err)
+	if in := s.in; in != nil {
+		in.cancel(err)
+	}
+	if rel != nil {
+		// Wakes whoever waits for the socket; Relay closes it.
+		_ = rel.tcp.SetDeadline(past)
+	}
+	s.ended(sendEnded | recvEnded)
+}
+
+func (s *Stream) endSend(err error) {
+	s.send.mu.Lock()
+	if s.send.err == nil {
+		s.send.err = err
+	}
+	s.send.changed.Broadcast()
+	s.send.mu.Unlock()
+}
+
+// sendReset tells the peer, unless it has nothing to do with the stream any more.
+func (s *Stream) sendReset(code http2.ErrCode) {
+	if old := s.halves.Or(resetPassed); old&resetPassed == 0 && old != bothEnded {
+		s.c.out.reset(s.id, code)
+	}
+}
+
+// refuse ends the stream with an error of ours, and tells the peer.
+func (s *Stream) refuse(code http2.ErrCode, err error) {
+	s.sendReset(code)
+	s.end(&StreamError{Code: code, Err: err}, true)
+}
+
+// Reset ends the stream as a TCP reset would: RST_STREAM(CONNECT_ERROR), RFC 9113 8.5.
+func (s *Stream) Reset() { s.refuse(http2.ErrCodeConnect, ErrClosed) }
+
+// Cancel ends the stream with RST_STREAM(CANCEL): we lost interest, which
+// peers take for an orderly end.
+func (s *Stream) Cancel() { s.refuse(http2.ErrCodeCancel, ErrClosed) }
+
+// Abort ends the stream, and the TCP connection it is relayed to, with a reset on
+// both sides; Relay returns err.
+func (s *Stream) Abort(err error) {
+	s.sendReset(http2.ErrCodeConnect)
+	s.end(err, true)
+}
+
+// Conn is the connection the stream runs on.
+func (s *Stream) Conn() *Conn { return s.c }
+
+// Sent and Received count payload to and from the peer, live.
+func (s *Stream) Sent() uint64     { return s.sent.Load() }
+func (s *Stream) Received() uint64 { return s.received.Load() }
+
+// ResponseHeader is the value of a header of the peer's 200 (client side).
+func (s *Stream) ResponseHeader(name string) string {
+	s.recv.mu.Lock()
+	defer s.recv.mu.Unlock()
+	return getHeader(s.recv.header, name)
+}
+
+// Frames from the peer. All of these are called by the connection reader.
+
+// receive accounts for a DATA frame of length bytes flow control counts, waste of
+// them padding. False means that its payload is not wanted.
+func (s *Stream) receive(length, waste int) bool {
+	if s.halves.Load()&recvEnded != 0 {
+		s.refuse(http2.ErrCodeStreamClosed, errors.New("DATA behind END_STREAM"))
+		return false
+	}
+	if s.c.client && !s.answeredByPeer() {
+		s.refuse(http2.ErrCodeProtocol, errors.New("DATA before the response"))
+		return false
+	}
+	if s.recvWindow.Add(int64(-length)) < 0 {
+		s.refuse(http2.ErrCodeFlowControl, errors.New("peer ignores the stream's window"))
+		return false
+	}
+	if waste > 0 {
+		s.recv.mu.Lock()
+		c := s.consumedLocked(waste)
+		s.recv.mu.Unlock()
+		s.giveCredit(c)
+	}
+	return true
+}
+
+func (s *Stream) answeredByPeer() bool {
+	s.recv.mu.Lock()
+	defer s.recv.mu.Unlock()
+	return s.recv.answered
+}
+
+// deliver hands over n bytes in pieces that are only valid during the call.
+func (s *Stream) deliver(pieces [][]byte, n int) {
+	s.received.Add(uint64(n))
+	r := &s.recv
+	r.mu.Lock()
+	if r.err != nil {
+		r.mu.Unlock()
+		return
+	}
+	if r.relay != nil && !r.relay.draining && r.backlog.n == 0 {
+		k, err := r.relay.write(pieces)
+		if err != nil {
+			r.mu.Unlock()
+			s.localReset("write", err)
+			return
+		}
+		c := s.consumedLocked(k)
+		if k < n {
+			pieces = skip(pieces, k)
+			s.holdLocked(pieces)
+		}
+		r.mu.Unlock()
+		s.giveCredit(c)
+		return
+	}
+	s.holdLocked(pieces)
+	r.mu.Unlock()
+}
+
+func (s *Stream) holdLocked(pieces [][]byte) {
+	r := &s.recv
+	for _, p := range pieces {
+		r.backlog.append(p)
+	}
+	if r.relay != nil {
+		s.startDrainLocked()
+	} else {
+		r.changed.Broadcast()
+	}
+}
+
+// skip drops the first n bytes of pieces.
+func skip(pieces [][]byte, n int) [][]byte {
+	for n >= len(pieces[0]) {
+		n -= len(pieces[0])
+		pieces = pieces[1:]
+	}
+	pieces[0] = pieces[0][n:]
+	return pieces
+}
+
+// consumedLocked notes that the application has n more bytes and returns the credit
+// to give, if it is worth a frame by now.
+func (s *Stream) consumedLocked(n int) int {
+	r := &s.recv
+	r.credit += n
+	if r.credit < int(s.c.cfg.StreamWindow)/4 || r.eof {
+		return 0
+	}
+	c := r.credit
+	r.credit = 0
+	return c
+}
+
+func (s *Stream) giveCredit(n int) {
+	if n > 0 {
+		s.recvWindow.Add(int64(n))
+		s.c.out.windowUpdate(s.id, n)
+	}
+}
+
+// receiveEnd handles END_STREAM.
+func (s *Stream) receiveEnd() {
+	r := &s.recv
+	r.mu.Lock()
+	if !r.eof {
+		r.eof = true
+		r.changed.Broadcast()
+		if r.relay != nil {
+			s.passEndLocked()
+		}
+	}
+	r.mu.Unlock()
+	s.ended(recvEnded)
+}
+
+// receiveReset handles RST_STREAM. CANCEL and NO_ERROR are how other
+// implementations let go of a stream they are done with.
+func (s *Stream) receiveReset(code http2.ErrCode) {
+	err := &StreamError{Code: code, Remote: true}
+	if code != http2.ErrCodeCancel && code != http2.ErrCodeNo || s.c.client && !s.answeredByPeer() {
+		s.end(err, true)
+		return
+	}
+	s.halves.Or(resetPassed)
+	s.endSend(errPeerDone)
+	r := &s.recv
+	r.mu.Lock()
+	r.eof = true
+	r.changed.Broadcast()
+	if r.relay != nil {
+		r.relay.peerDone = true
+		s.passEndLocked()
+	}
+	r.mu.Unlock()
+	if in := s.in; in != nil {
+		in.cancel(err)
+	}
+	s.ended(sendEnded | recvEnded)
+}
+
+// response handles a header block for a stream of ours.
+func (s *Stream) response(h *block) error {
+	if s.answeredByPeer() {
+		return s.trailers(h)
+	}
+	bad := func(err error) error {
+		s.refuse(http2.ErrCodeProtocol, err)
+		return nil
+	}
+	if h.tooBig {
+		return bad(fmt.Errorf("response header over %d bytes", s.c.cfg.MaxHeaderList))
+	}
+	status, err := h.responseStatus()
+	if err != nil {
+		return bad(err)
+	}
+	if status < 200 {
+		if h.end || status == 101 {
+			return bad(fmt.Errorf("status %d for a tunnel", status))
+		}
+		return s.c.in.abuse.take(1)
+	}
+	s.recv.mu.Lock()
+	s.recv.answered, s.recv.status, s.recv.header = true, status, h.fields
+	s.recv.changed.Broadcast()
+	s.recv.mu.Unlock()
+	if h.end {
+		s.receiveEnd()
+	}
+	return nil
+}
+
+// trailers handles a second header block, which ends the peer's half.
+func (s *Stream) trailers(h *block) error {
+	switch {
+	case s.halves.Load()&recvEnded != 0:
+		s.refuse(http2.ErrCodeStreamClosed, errors.New("HEADERS behind END_STREAM"))
+	case !h.end || h.malformed != "":
+		s.refuse(http2.ErrCodeProtocol, errors.New("HEADERS inside a tunnel"))
+	default:
+		s.receiveEnd()
+	}
+	return nil
+}
+
+// credit widens the send window; false means that it overflows.
+func (s *Stream) credit(n int64) bool {
+	s.send.mu.Lock()
+	s.send.window += n
+	ok := s.send.window <= maxWindow
+	s.send.changed.Broadcast()
+	s.send.mu.Unlock()
+	return ok
+}
+
+// sentOne is told by the writer that a buffer of ours has left the queue.
+func (s *Stream) sentOne() {
+	if s.queued.Add(-1) == maxQueued-1 {
+		s.send.mu.Lock()
+		s.send.changed.Broadcast()
+		s.send.mu.Unlock()
+	}
+}
+
+// reserveLocked takes up to n bytes of send credit; 0 means there is none and
+// somebody will broadcast on changed when there is.
+func (s *Stream) reserveLocked(n int64) int {
+	n = min(n, s.send.window)
+	if n <= 0 {
+		return 0
+	}
+	c := s.c
+	c.mu.Lock()
+	n = min(n, c.sendWindow, c.peerFrame)
+	if n > 0 {
+		c.sendWindow -= n
+	} else if n = 0; !s.send.queuedIn {
+		s.send.queuedIn = true
+		c.sendWaiters = append(c.sendWaiters, s)
+	}
+	c.mu.Unlock()
+	s.send.window -= n
+	return int(n)
+}
+
+// refund gives credit back that was not used.
+func (s *Stream) refund(n int) {
+	if n == 0 {
+		return
+	}
+	s.send.mu.Lock()
+	s.send.window += int64(n)
+	s.send.mu.Unlock()
+	c := s.c
+	c.mu.Lock()
+	c.sendWindow += int64(n)
+	waiters := c.sendWaiters
+	c.sendWaiters = nil
+	c.mu.Unlock()
+	wakeSenders(waiters)
+}
+
+func wakeSenders(waiters []*Stream) {
+	for _, s := range waiters {
+		s.c.mu.Lock()
+		s.send.queuedIn = false
+		s.c.mu.Unlock()
+		s.send.mu.Lock()
+		s.send.changed.Broadcast()
+		s.send.mu.Unlock()
+	}
+}
+
+// net.Conn.
+
+// Read implements net.Conn. It returns io.EOF after the peer's orderly end.
+func (s *Stream) Read(p []byte) (int, error) {
+	r := &s.recv
+	r.mu.Lock()
+	for {
+		if r.backlog.n > 0 || len(p) == 0 {
+			n := r.backlog.read(p)
+			c := s.consumedLocked(n)
+			r.mu.Unlock()
+			s.giveCredit(c)
+			return n, nil
+		}
+		if err := s.readErrLocked(); err != nil {
+			r.mu.Unlock()
+			return 0, err
+		}
+		r.changed.Wait()
+	}
+}
+
+// Write implements net.Conn.
+func (s *Stream) Write(p []byte) (int, error) {
+	done := 0
+	for {
+		s.send.mu.Lock()
+		n := 0
+		for {
+			if err := s.writeErrLocked(); err != nil {
+				s.send.mu.Unlock()
+				return done, err
+			}
+			if done == len(p) {
+				s.send.mu.Unlock()
+				return done, nil
+			}
+			if s.queued.Load() < maxQueued {
+				if n = s.reserveLocked(int64(min(len(p)-done, maxPayload))); n > 0 {
+					break
+				}
+			}
+			s.send.changed.Wait()
+		}
+		s.send.mu.Unlock()
+		buf := frameBufs.Get().(*frameBuf)
+		putDataHeader(buf.b[:], n, s.id)
+		copy(buf.b[frameHeaderLen:], p[done:done+n])
+		s.sent.Add(uint64(n))
+		done += n
+		if !s.c.out.data(s, buf, frameHeaderLen+n) {
+			frameBufs.Put(buf)
+		}
+	}
+}
+
+func (s *Stream) readErrLocked() error {
+	switch r := &s.recv; {
+	case r.err != nil:
+		return r.err
+	case r.eof:
+		return io.EOF
+	case r.deadline.passed():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+func (s *Stream) writeErrLocked() error {
+	switch w := &s.send; {
+	case w.err != nil:
+		return w.err
+	case w.closed:
+		return errWriteClosed
+	case w.deadline.passed():
+		return os.ErrDeadlineExceeded
+	}
+	return nil
+}
+
+// CloseWrite ends our half in order; the peer reads EOF.
+func (s *Stream) CloseWrite() error {
+	s.send.mu.Lock()
+	if s.send.err != nil || s.send.closed {
+		err := s.send.err
+		s.send.mu.Unlock()
+		return err
+	}
+	s.send.closed = true
+	s.send.changed.Broadcast()
+	s.send.mu.Unlock()
+	s.c.out.endStream(s.id)
+	s.ended(sendEnded)
+	return nil
+}
+
+// Close ends both halves: ours in order, and the peer's with CANCEL if it has
+// not ended it itself.
+func (s *Stream) Close() error {
+	_ = s.CloseWrite()
+	s.sendReset(http2.ErrCodeCancel)
+	s.end(net.ErrClosed, true)
+	return nil
+}
+
+// streamAddr is the address of the connection under a stream.
+type streamAddr netip.AddrPort
+
+func (streamAddr) Network() string  { return "hbone" }
+func (a streamAddr) String() string { return netip.AddrPort(a).String() }
+
+// LocalAddr and RemoteAddr are those of the connection under the stream.
+func (s *Stream) LocalAddr() net.Addr  { return streamAddr(s.c.local) }
+func (s *Stream) RemoteAddr() net.Addr { return streamAddr(s.c.remote) }

@@ -111,7 +111,7 @@ func printReport(w io.Writer, output string, r report) error {
 
 func others(counts map[state]int) string {
 	s := ""
-	for _, st := range []state{stateStarting, stateLeaving} {
+	for _, st := range []state{stateStarting, stateLeaving, stateRefused} {
 		if n := counts[st]; n > 0 {
 			s += fmt.Sprintf("%d %s ", n, st)
 		}

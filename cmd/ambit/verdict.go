@@ -54,6 +54,7 @@ const (
 	stateMissing  state = "missing"  // should be captured and is not
 	stateStarting state = "starting" // should be, has no address yet
 	stateLeaving  state = "leaving"  // is captured and should not be any more
+	stateRefused  state = "refused"  // a label asks for it, and it cannot be
 	stateOutside  state = "outside"  // is not and should not be
 )
 
@@ -121,7 +122,8 @@ func judge(f facts) report {
 // judgePod compares what should be with what the node agent wrote.
 func judgePod(pod *corev1.Pod, f facts, agents map[string]component) podReport {
 	p := podReport{Namespace: pod.Namespace, Pod: pod.Name, Node: pod.Spec.NodeName}
-	want, why := wanted(pod, f.Namespaces[pod.Namespace], f.Excluded)
+	should, why := enrol(pod, f)
+	want := should == enrolled
 	got := pod.Annotations[annotationRedirection]
 	switch {
 	case want && got == "enabled":
@@ -137,6 +139,8 @@ func judgePod(pod *corev1.Pod, f facts, agents map[string]component) podReport {
 		p.Reason = cmp.Or(p.Reason, "the node agent has not reached it yet")
 	case got != "":
 		p.State, p.Reason = stateLeaving, why
+	case should == refused:
+		p.State, p.Reason = stateRefused, why
 	default:
 		p.State, p.Reason = stateOutside, why
 	}

@@ -29,28 +29,31 @@ func note(k, v string) func(*corev1.Pod) {
 func redirected(p *corev1.Pod) { p.Annotations[annotationRedirection] = "enabled" }
 func noAddress(p *corev1.Pod)  { p.Status.PodIP = "" }
 
-func TestWanted(t *testing.T) {
+func TestEnrol(t *testing.T) {
 	for _, c := range []struct {
 		name      string
 		pod       corev1.Pod
 		namespace string // value of the namespace's label
-		want      bool
+		want      enrolment
 	}{
-		{"nothing labelled", pod("a", "p", "n"), "", false},
-		{"pod labelled", pod("a", "p", "n", mode("ambient")), "", true},
-		{"namespace labelled", pod("a", "p", "n"), "ambient", true},
-		{"pod opts out", pod("a", "p", "n", mode("none")), "ambient", false},
-		{"pod wins over namespace", pod("a", "p", "n", mode("ambient")), "none", true},
-		{"unknown value has no effect", pod("a", "p", "n", mode("sidecar")), "ambient", true},
-		{"unknown value on the namespace", pod("a", "p", "n"), "sidecar", false},
-		{"sidecar", pod("a", "p", "n", note(annotationSidecar, "{}")), "ambient", false},
-		{"host network", pod("a", "p", "n", mode("ambient"), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), "ambient", false},
-		{"excluded", pod("kube-system", "p", "n", mode("ambient")), "ambient", false},
-		{"ended", pod("a", "p", "n", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), "ambient", false},
+		{"nothing labelled", pod("a", "p", "n"), "", outside},
+		{"pod labelled", pod("a", "p", "n", mode("ambient")), "", enrolled},
+		{"namespace labelled", pod("a", "p", "n"), "ambient", enrolled},
+		{"pod opts out", pod("a", "p", "n", mode("none")), "ambient", outside},
+		{"pod wins over namespace", pod("a", "p", "n", mode("ambient")), "none", enrolled},
+		{"unknown value has no effect", pod("a", "p", "n", mode("sidecar")), "ambient", enrolled},
+		{"unknown value on the namespace", pod("a", "p", "n"), "sidecar", outside},
+		{"sidecar", pod("a", "p", "n", note(annotationSidecar, "{}")), "ambient", refused},
+		{"host network", pod("a", "p", "n", mode("ambient"), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), "ambient", refused},
+		{"excluded", pod("kube-system", "p", "n", mode("ambient")), "ambient", refused},
+		{"ended", pod("a", "p", "n", func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), "ambient", outside},
+		{"the mesh's own", pod("ambit-system", "p", "n", mode("ambient")), "", refused},
 	} {
-		got, why := wanted(&c.pod, map[string]string{labelMode: c.namespace}, map[string]bool{"kube-system": true})
+		f := facts{System: "ambit-system", Excluded: map[string]bool{"kube-system": true},
+			Namespaces: map[string]map[string]string{c.pod.Namespace: {labelMode: c.namespace}}}
+		got, why := enrol(&c.pod, f)
 		if got != c.want || why == "" {
-			t.Errorf("%s: wanted = %v (%s), want %v", c.name, got, why, c.want)
+			t.Errorf("%s: enrol = %v (%s), want %v", c.name, got, why, c.want)
 		}
 	}
 }
@@ -84,6 +87,9 @@ func TestJudge(t *testing.T) {
 		{"captured", func() facts { return sound(pod("shop", "p", "node1", redirected)) }, true, stateCaptured, "label on the namespace"},
 		{"outside", func() facts { return sound(pod("plain", "p", "node1")) }, true, stateOutside, "neither the pod"},
 		{"leaving is not ill", func() facts { return sound(pod("plain", "p", "node1", redirected)) }, true, stateLeaving, "neither the pod"},
+		{"refused is not ill", func() facts {
+			return sound(pod("shop", "p", "node1", func(p *corev1.Pod) { p.Spec.HostNetwork = true }))
+		}, true, stateRefused, "node's network namespace"},
 		{"missing", func() facts { return sound(pod("shop", "p", "node1")) }, false, stateMissing, "has not reached it yet"},
 		{"missing with the agent's own reason", func() facts {
 			return sound(pod("shop", "p", "node1", note(annotationReason, "runtime is gVisor")))

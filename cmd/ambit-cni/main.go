@@ -7,16 +7,16 @@ import (
 	"runtime/debug"
 
 	"github.com/containernetworking/cni/pkg/skel"
-	"github.com/containernetworking/cni/pkg/version"
+	cniversion "github.com/containernetworking/cni/pkg/version"
 
 	"github.com/ambitmesh/ambit/cni/plugin"
 )
 
-// release is set by the linker.
-var release = "dev"
+// version is set by the linker.
+var version = "unknown"
 
 func main() {
 	// One short life per pod start: a collection would only cost time.
 	debug.SetGCPercent(-1)
-	skel.PluginMainFuncs(plugin.New(os.Stdout, os.Stderr).Funcs(), version.All, "CNI plugin ambit-cni "+release)
+	skel.PluginMainFuncs(plugin.New(os.Stdout, os.Stderr).Funcs(), cniversion.All, "CNI plugin ambit-cni "+version)
 }

@@ -25,6 +25,7 @@ const (
 // that survives a reboot, and what the plugin goes by without an agent.
 type Intent struct {
 	Node       string               `json:"node"`
+	Boot       string               `json:"boot"` // kernel's boot id: cookies mean nothing in another one
 	Namespaces map[string]Enrolment `json:"namespaces"`
 	Pods       []IntendedPod        `json:"pods"` // captured on this node, by uid
 }
@@ -39,6 +40,15 @@ type IntendedPod struct {
 	ContainerID string `json:"containerID"`
 	Cookie      uint64 `json:"cookie"`
 	Netns       string `json:"netns"`
+	// Sockets are the pod's listeners, by which a restarted agent knows its
+	// copies again (SO_COOKIE is never reused before the next boot).
+	Sockets []IntendedSocket `json:"sockets,omitempty"`
+}
+
+// IntendedSocket names one listener across processes.
+type IntendedSocket struct {
+	Kind   string `json:"kind"`
+	Cookie uint64 `json:"cookie"`
 }
 
 // CorruptError is an intent file whose content cannot be believed.

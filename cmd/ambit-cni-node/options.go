@@ -1,0 +1,151 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/ambitmesh/ambit/cni/enroll"
+	"github.com/ambitmesh/ambit/cni/install"
+	"github.com/ambitmesh/ambit/cni/node"
+	"github.com/ambitmesh/ambit/cni/redirect"
+)
+
+type options struct {
+	node         node.Config
+	hostRoot     string
+	cniBinDir    string
+	cniConfDir   string
+	pluginSource string
+	pinRoot      string
+	clsact       bool
+	kubeconfig   string
+	adminAddress string
+	logLevel     slog.Level
+	addTimeout   time.Duration
+	check        bool
+	uninstall    bool
+	version      bool
+}
+
+// parse reads flags; the environment gives what the deployment knows.
+func parse(args []string, getenv func(string) string) (options, error) {
+	var o options
+	env := func(name, fallback string) string {
+		if v := getenv(name); v != "" {
+			return v
+		}
+		return fallback
+	}
+	f := flag.NewFlagSet("ambit-cni-node", flag.ContinueOnError)
+	f.StringVar(&o.node.Node, "node-name", env("NODE_NAME", ""), "name of this node (NODE_NAME)")
+	f.StringVar(&o.node.Rules.OwnNamespace, "namespace", env("POD_NAMESPACE", ""), "namespace of Ambit's own components, never enrolled (POD_NAMESPACE)")
+	f.StringVar(&o.node.ZtunnelNamespace, "ztunnel-namespace", env("ZTUNNEL_NAMESPACE", ""), "namespace of the ztunnel that may have this node's pods; default the own one (ZTUNNEL_NAMESPACE)")
+	exclude := f.String("exclude-namespaces", env("EXCLUDE_NAMESPACES", "kube-system"), "namespaces that are never enrolled, separated by commas (EXCLUDE_NAMESPACES)")
+	f.StringVar(&o.hostRoot, "host-root", "/proc/1/root", "the host's root directory as seen from here")
+	f.StringVar(&o.cniBinDir, "cni-bin-dir", env("CNI_BIN_DIR", "/opt/cni/bin"), "plugin directory on the host (CNI_BIN_DIR)")
+	f.StringVar(&o.cniConfDir, "cni-conf-dir", env("CNI_CONF_DIR", "/etc/cni/net.d"), "network configuration directory on the host (CNI_CONF_DIR)")
+	f.StringVar(&o.pluginSource, "plugin-source", "/usr/local/bin/ambit-cni", "the plugin's binary to install")
+	f.StringVar(&o.node.CRISocket, "cri-socket", env("CRI_SOCKET", ""), "container runtime's socket on the host; default is the first of containerd, k3s, CRI-O (CRI_SOCKET)")
+	f.StringVar(&o.node.PluginSocket, "plugin-socket", enroll.DefaultSocket, "socket for the plugin")
+	f.StringVar(&o.node.ZDSSocket, "zds-socket", env("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "socket for ztunnel (ZTUNNEL_UDS_ADDRESS)")
+	f.StringVar(&o.node.Intent, "intent", enroll.DefaultIntent, "file that keeps what was decided across restarts")
+	f.StringVar(&o.pinRoot, "pin-root", redirect.DefaultPinRoot, "folder in the host's bpffs")
+	f.BoolVar(&o.clsact, "clsact", false, "attach programs by clsact even where the kernel has tcx")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "outside a cluster: file that says how to reach the API server")
+	f.StringVar(&o.adminAddress, "admin-address", "127.0.0.1:15098", "address of /readyz and /metrics; empty for none")
+	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
+	f.DurationVar(&o.addTimeout, "add-timeout", 60*time.Second, "how long the start of a pod may wait for the mesh")
+	f.DurationVar(&o.node.PeersWait, "peers-wait", 2*time.Second, "un-enrolment: time for peers to hear of it before connections go direct")
+	f.DurationVar(&o.node.DrainWait, "drain-wait", 10*time.Second, "un-enrolment: time for captured connections to end")
+	f.DurationVar(&o.node.DriftEvery, "drift-check", 30*time.Second, "pause between two looks at every captured pod")
+	f.BoolVar(&o.check, "check", false, "check configuration, kernel and mounts, change nothing, and end")
+	f.BoolVar(&o.uninstall, "uninstall", false, "remove plugin and network configuration entry from this node, and end")
+	f.BoolVar(&o.version, "version", false, "print the version and end")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
+	}
+	for n := range strings.SplitSeq(*exclude, ",") {
+		if n = strings.TrimSpace(n); n != "" {
+			o.node.Rules.ExcludeNamespaces = append(o.node.Rules.ExcludeNamespaces, n)
+		}
+	}
+	if o.node.ZtunnelNamespace == "" {
+		o.node.ZtunnelNamespace = o.node.Rules.OwnNamespace
+	}
+	o.node.HostRoot = node.HostRoot(o.hostRoot)
+	// Ours ends first, so that the reason reaches the runtime.
+	o.node.AddWait = o.addTimeout - o.addTimeout/20
+	if o.version || o.uninstall {
+		return o, nil
+	}
+	return o, o.node.Validate()
+}
+
+// entry is what the plugin is told through the network configuration. Only
+// what differs from its defaults is written.
+func (o options) entry() install.Entry {
+	var e install.Entry
+	if o.node.PluginSocket != enroll.DefaultSocket {
+		e.Socket = o.node.PluginSocket
+	}
+	if o.node.Intent != enroll.DefaultIntent {
+		e.Intent = o.node.Intent
+	}
+	e.ExcludeNamespaces = slices.Clone(o.node.Rules.ExcludeNamespaces)
+	if own := o.node.Rules.OwnNamespace; own != "" && !slices.Contains(e.ExcludeNamespaces, own) {
+		e.ExcludeNamespaces = append(e.ExcludeNamespaces, own)
+	}
+	if s := int(o.addTimeout / time.Second); s != 60 {
+		e.TimeoutSeconds = s
+	}
+	return e
+}
+
+// dir is a directory of the host that is kept open.
+type dir struct {
+	*os.File
+	path string
+}
+
+// hostDir opens a directory of the host, making it when there is none.
+func hostDir(o options, path string) (dir, error) {
+	root := node.HostRoot(o.hostRoot)
+	f, at, err := root.Dir(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Join(o.hostRoot, path), 0o755); err != nil {
+			return dir{}, err
+		}
+		f, at, err = root.Dir(path)
+	}
+	return dir{f, at}, err
+}
+
+func restConfig(kubeconfig string) (*rest.Config, error) {
+	var c *rest.Config
+	var err error
+	if kubeconfig == "" {
+		c, err = rest.InClusterConfig()
+	} else {
+		c, err = clientcmd.BuildConfigFromFlags("", kubeconfig)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("API server: %w", err)
+	}
+	// A namespace label can concern every pod of the node at once.
+	c.QPS, c.Burst = 80, 160
+	c.UserAgent = "ambit-cni-node/" + version
+	return c, nil
+}

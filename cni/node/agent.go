@@ -1,0 +1,254 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/ambitmesh/ambit/cni/cri"
+	"github.com/ambitmesh/ambit/cni/enroll"
+	"github.com/ambitmesh/ambit/cni/handoff"
+	"github.com/ambitmesh/ambit/cni/netns"
+	"github.com/ambitmesh/ambit/cni/redirect"
+)
+
+// Config is what the agent needs. Every path but HostRoot and CRISocket is
+// seen from this process.
+type Config struct {
+	Node         string
+	Rules        Rules
+	HostRoot     HostRoot
+	CRISocket    string // on the host; "" probes cri.Sockets
+	PluginSocket string
+	ZDSSocket    string
+	Intent       string
+	// ZtunnelNamespace is where a process must run that may have the pods of
+	// this node; "" admits any root process (for tests).
+	ZtunnelNamespace string
+
+	// AddWait bounds how long one ADD of the plugin may wait; below the
+	// plugin's own patience, so that the reason reaches the runtime.
+	AddWait time.Duration
+	// PeersWait is the time between taking a pod's annotation away and
+	// sending its connections direct: peers are to hear of it first.
+	PeersWait time.Duration
+	// DrainWait is how long captured connections may go on after that.
+	DrainWait time.Duration
+	// DriftEvery is the pause between two looks at every captured pod.
+	DriftEvery time.Duration
+
+	Client     kubernetes.Interface
+	Redirector Redirector
+	Host       *netns.NS // the node's own namespace
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer
+}
+
+// Redirector is what the agent needs of cni/redirect.
+type Redirector interface {
+	Set(redirect.Config) error
+	Check(redirect.Config) error
+	Drain(containerID string) error
+	Clear(containerID string, ns *netns.NS) error
+	Collect(keep func(containerID string) bool) ([]string, error)
+}
+
+// Validate names every problem at once.
+func (c Config) Validate() error {
+	var errs []error
+	need := func(name, value string) {
+		if value == "" {
+			errs = append(errs, fmt.Errorf("%s is empty", name))
+		}
+	}
+	need("node name (NODE_NAME)", c.Node)
+	need("own namespace (POD_NAMESPACE)", c.Rules.OwnNamespace)
+	need("host root", string(c.HostRoot))
+	need("plugin socket", c.PluginSocket)
+	need("ZDS socket", c.ZDSSocket)
+	need("intent file", c.Intent)
+	if c.AddWait <= 0 || c.DriftEvery <= 0 || c.PeersWait < 0 || c.DrainWait < 0 {
+		errs = append(errs, errors.New("durations: add wait and drift check must be positive, peers and drain wait not negative"))
+	}
+	return errors.Join(errs...)
+}
+
+// Agent is the node agent.
+type Agent struct {
+	// immutable after Run has begun
+	cfg     Config
+	log     *slog.Logger
+	metrics *metrics
+	boot    string
+	kube    *watcher
+	zds     *handoff.Server
+	events  chan event
+
+	served served // pods a ztunnel is to serve; has its own lock
+	kept   atomic.Pointer[[]string]
+	old    recovery
+	ready  atomic.Bool
+	up     chan struct{} // closed when ready becomes true
+	jobs   sync.WaitGroup
+	slots  chan struct{} // bounds what jobs ask of the kernel at once
+}
+
+// maxLoads at once: a node that boots has all its pods to do, and each needs
+// its programs loaded, which takes a processor for some 60 ms.
+const maxLoads = 4
+
+// New makes an agent; it touches nothing yet.
+func New(cfg Config) *Agent {
+	return &Agent{
+		cfg:     cfg,
+		log:     cfg.Logger,
+		metrics: newMetrics(cfg.Registerer),
+		events:  make(chan event),
+		slots:   make(chan struct{}, maxLoads),
+		up:      make(chan struct{}),
+	}
+}
+
+// Ready says whether the agent answers the plugin.
+func (a *Agent) Ready() bool { return a.ready.Load() }
+
+// Started is closed when the agent answers the plugin for the first time.
+func (a *Agent) Started() <-chan struct{} { return a.up }
+
+// Ztunnels lists the connected ztunnels. Only after Started.
+func (a *Agent) Ztunnels() []handoff.Client { return a.zds.Clients() }
+
+// Run works, once, until ctx ends and returns when everything it started has.
+// Captured pods stay captured.
+func (a *Agent) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer a.ready.Store(false)
+	defer cancel(nil)
+	start := func(what string, run func(context.Context) error) {
+		wg.Go(func() {
+			if err := run(ctx); err != nil {
+				cancel(fmt.Errorf("%s: %w", what, err))
+			}
+		})
+	}
+
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return fmt.Errorf("boot id: %w", err)
+	}
+	a.boot = strings.TrimSpace(string(boot))
+	before := a.remember()
+
+	a.kube = newWatcher(a.cfg.Client, a.cfg.Node, func(uid string) { a.tell(ctx, event{changed: uid}) })
+	start("watch", a.kube.run)
+	if !a.kube.wait(ctx) {
+		return context.Cause(ctx)
+	}
+	a.log.Info("pods and namespaces known", "pods", len(a.kube.allPods()), "remembered", len(before.Pods))
+
+	// ztunnel first: what it still serves is where our listeners are.
+	a.zds, err = handoff.Listen(a.cfg.ZDSSocket, handoff.ServerConfig{
+		Snapshot:  a.served.snapshot,
+		Keep:      func() []string { return a.served.missing(a.kept.Load()) },
+		Synced:    func(uids []string) { a.tell(ctx, event{synced: uids}) },
+		CheckPeer: a.checkPeer,
+		Logger:    a.log,
+	})
+	if err != nil {
+		return err
+	}
+	start("zds", a.zds.Run)
+	plugin, err := enroll.Listen(a.cfg.PluginSocket, a.answer, a.log)
+	if err != nil {
+		return err
+	}
+	l := newLoop(a, before)
+	start("pods", l.run)
+	start("plugin", plugin.Run)
+	a.ready.Store(true)
+	close(a.up)
+	<-ctx.Done()
+	a.jobs.Wait()
+	wg.Wait()
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// remember reads what the last agent left. A file that cannot be believed is
+// as good as none: the API server and the pins say the rest.
+func (a *Agent) remember() enroll.Intent {
+	in, err := enroll.ReadIntent(a.cfg.Intent)
+	var corrupt *enroll.CorruptError
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		a.log.Info("no intent file, starting from the API server alone", "path", a.cfg.Intent)
+		return enroll.Intent{}
+	case errors.As(err, &corrupt):
+		a.log.Error("intent file is damaged and not used; it is rebuilt from the API server", "path", a.cfg.Intent, "err", err)
+		return enroll.Intent{}
+	case err != nil:
+		a.log.Error("intent file cannot be read; it is rebuilt from the API server", "path", a.cfg.Intent, "err", err)
+		return enroll.Intent{}
+	}
+	if in.Node != a.cfg.Node {
+		a.log.Error("intent file is another node's and not used", "path", a.cfg.Intent, "node", in.Node)
+		return enroll.Intent{}
+	}
+	if in.Boot != a.boot {
+		// Every sandbox of the former boot is gone, and with it its namespace.
+		a.log.Info("the node was rebooted since the intent file was written", "pods", len(in.Pods))
+		in.Pods = nil
+	}
+	var uids []string
+	for _, p := range in.Pods {
+		uids = append(uids, p.UID)
+	}
+	a.kept.Store(&uids)
+	a.old.expect(in.Pods)
+	return in
+}
+
+// tell hands an event to the loop.
+func (a *Agent) tell(ctx context.Context, e event) {
+	select {
+	case a.events <- e:
+	case <-ctx.Done():
+	}
+}
+
+// kernel runs what loads or unloads programs.
+func (a *Agent) kernel(do func() error) error {
+	a.slots <- struct{}{}
+	defer func() { <-a.slots }()
+	return do()
+}
+
+// runtime connects to the container runtime. It is looked for again every
+// time: the socket may appear after us, and questions are rare.
+func (a *Agent) runtime() (*cri.Client, error) {
+	path := string(a.cfg.HostRoot) + a.cfg.CRISocket
+	if a.cfg.CRISocket == "" {
+		var err error
+		if path, err = cri.Probe(string(a.cfg.HostRoot), cri.Sockets()); err != nil {
+			return nil, err
+		}
+	}
+	return cri.New(path)
+}
+
+// podName is how logs and errors name a pod.
+func podName(p *corev1.Pod) string { return p.Namespace + "/" + p.Name }

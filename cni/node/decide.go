@@ -1,0 +1,106 @@
+package node
+
+import (
+	"fmt"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/cni/enroll"
+)
+
+// Names that users and other components know.
+const (
+	labelMode           = "istio.io/dataplane-mode"
+	modeAmbient         = "ambient"
+	modeNone            = "none"
+	annotationSidecar   = "sidecar.istio.io/status"
+	annotationRedirect  = "ambient.istio.io/redirection"
+	annotationReason    = "ambitmesh.io/redirection-reason"
+	redirectionEnabled  = "enabled"
+	redirectionPending  = "pending"
+	labelApp            = "app"
+	appZtunnel          = "ztunnel"
+	annotationStaticUID = "kubernetes.io/config.hash"
+)
+
+// Rules are the settings that decide about enrolment.
+type Rules struct {
+	ExcludeNamespaces []string // never enrolled
+	OwnNamespace      string   // where our components run
+}
+
+// Decision is what is to be done with a pod.
+type Decision struct {
+	Enrol bool
+	// Asked says that labels ask for the pod although it is not enrolled;
+	// Reason then belongs on the pod.
+	Asked  bool
+	Reason string
+}
+
+// Decide says whether a pod is to be captured. The first rule that applies
+// wins; they are ordered so that what makes capture impossible comes first.
+func Decide(r Rules, pod *corev1.Pod, namespace map[string]string) Decision {
+	asked := asks(pod.Labels, namespace)
+	refuse := func(reason string) Decision { return Decision{Asked: asked, Reason: reason} }
+	switch {
+	case pod.Spec.HostNetwork:
+		return refuse("uses the node's network namespace")
+	case pod.Annotations[annotationSidecar] != "":
+		return refuse("has a sidecar")
+	case slices.Contains(r.ExcludeNamespaces, pod.Namespace):
+		return refuse(fmt.Sprintf("namespace %s is excluded", pod.Namespace))
+	case r.OwnNamespace == pod.Namespace:
+		return refuse(fmt.Sprintf("namespace %s is the mesh's own", pod.Namespace))
+	case pod.Labels[labelApp] == appZtunnel && pod.Labels[labelMode] == modeNone:
+		return refuse("is a ztunnel")
+	case terminal(pod):
+		return Decision{Reason: "has ended"}
+	case !asked:
+		return Decision{Reason: "not labelled"}
+	}
+	return Decision{Enrol: true, Asked: true}
+}
+
+// asks is the enablement rule: the pod's own label wins over its namespace's.
+func asks(pod, namespace map[string]string) bool {
+	switch pod[labelMode] {
+	case modeAmbient:
+		return true
+	case modeNone:
+		return false
+	}
+	return namespace[labelMode] == modeAmbient
+}
+
+// terminal pods have no process left that could send.
+func terminal(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+// NamespaceEnrolment is what the plugin may assume about a pod of the
+// namespace when it cannot ask. pods are those of the namespace on this node.
+func NamespaceEnrolment(r Rules, name string, labels map[string]string, pods []*corev1.Pod) enroll.Enrolment {
+	if slices.Contains(r.ExcludeNamespaces, name) || r.OwnNamespace == name {
+		return enroll.Outside
+	}
+	if labels[labelMode] == modeAmbient {
+		return enroll.Enrolled
+	}
+	for _, p := range pods {
+		if p.Labels[labelMode] == modeAmbient {
+			return enroll.Mixed
+		}
+	}
+	return enroll.Outside
+}
+
+// runtimeUID is the uid under which the container runtime knows the pod: that
+// of a static pod is the hash of its manifest, not the mirror object's.
+func runtimeUID(pod *corev1.Pod) string {
+	if h := pod.Annotations[annotationStaticUID]; h != "" {
+		return h
+	}
+	return string(pod.UID)
+}

@@ -1,0 +1,538 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/cni/enroll"
+)
+
+// event is one thing the loop is told; exactly one field is set, except that
+// a changed of "" means a namespace.
+type event struct {
+	changed string       // uid of a pod that may have changed
+	moved   string       // uid of a pod whose addresses or devices changed
+	synced  []string     // uids that a newly connected ztunnel serves
+	add     *addition    // a sandbox is being made
+	del     *deletion    // a sandbox is being removed
+	done    *result      // a job has ended
+	check   *examination // is this sandbox captured?
+	intend  *intention   // a pod is about to be handed over
+}
+
+// intention is written to disk before a ztunnel gets the pod's sockets: a
+// later agent must be able to tell which of ztunnel's sockets they are.
+type intention struct {
+	pod     enroll.IntendedPod
+	written chan<- struct{} // closed when it is on disk
+}
+
+type addition struct {
+	pod     *corev1.Pod
+	sandbox sandbox
+	answer  chan<- enroll.Response // buffered
+}
+
+type deletion struct {
+	containerID string
+	done        chan<- struct{} // closed when nothing is left of it
+}
+
+type examination struct {
+	containerID string
+	answer      chan<- enroll.Response // buffered
+}
+
+// sandbox is where a pod runs.
+type sandbox struct {
+	id    string
+	netns string // path on the host
+	addrs addrs
+}
+
+// entry is what the loop knows about one pod.
+type entry struct {
+	uid     string
+	pod     *corev1.Pod // as last seen; kept after the object is gone
+	fresh   time.Time   // until then pod counts although the watch lacks it
+	sandbox sandbox     // told by the plugin; zero asks the runtime
+	held    *held       // what has been set up; the job's while busy
+
+	busy    bool
+	again   bool // something changed while busy
+	waiters []chan<- enroll.Response
+	leaving []chan<- struct{} // waiting for the sandbox to be cleared
+	gone    bool              // the sandbox was removed: clear what is held
+	removed bool              // the next sandbox will come with an ADD
+	failed  int               // attempts in a row
+	retry   time.Time
+	look    time.Time // when to check for drift
+	refused string    // reason last logged
+}
+
+// loop owns the state of all pods of the node. Its fields are only touched by
+// the goroutine in run.
+type loop struct {
+	a        *Agent
+	pods     map[string]*entry // by uid
+	intended map[string]enroll.IntendedPod
+	dirty    bool              // the intent file is to be written
+	waiting  []chan<- struct{} // for it to be written
+	written  time.Time
+	collect  bool // stale pins are to be removed once
+}
+
+const (
+	retryFirst = 100 * time.Millisecond
+	retryMost  = 15 * time.Second
+	writeEvery = 100 * time.Millisecond
+	// freshFor is how long a pod that was read directly may be unknown to
+	// the watch, which is behind by one event usually.
+	freshFor = 30 * time.Second
+)
+
+func newLoop(a *Agent, before enroll.Intent) *loop {
+	l := &loop{a: a, pods: make(map[string]*entry), intended: make(map[string]enroll.IntendedPod), dirty: true, collect: true}
+	for _, p := range before.Pods {
+		l.intended[p.UID] = p
+	}
+	return l
+}
+
+func (l *loop) run(ctx context.Context) error {
+	for _, p := range l.a.kube.allPods() {
+		l.touch(ctx, string(p.UID))
+	}
+	// Pods that ended while no agent was here.
+	for uid, p := range l.intended {
+		if l.a.kube.pod(uid) == nil {
+			e := l.entry(uid)
+			e.held = &held{containerID: p.ContainerID, uid: uid, name: p.Namespace + "/" + p.Name}
+			l.touch(ctx, uid)
+		}
+	}
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		timer.Reset(l.next())
+		select {
+		case <-ctx.Done():
+			l.drainJobs()
+			l.write()
+			for _, e := range l.pods {
+				if e.held != nil {
+					e.held.close() // ztunnel's copies and the pins go on
+				}
+			}
+			return nil
+		case e := <-l.a.events:
+			l.handle(ctx, e)
+		case <-timer.C:
+		}
+		l.overdue(ctx)
+		l.collectStale()
+		if len(l.waiting) > 0 || l.dirty && time.Since(l.written) >= writeEvery {
+			l.write()
+		}
+	}
+}
+
+// drainJobs takes the results of the jobs under way when the agent ends, so
+// that the intent file is true.
+func (l *loop) drainJobs() {
+	for _, e := range l.pods {
+		for e.busy {
+			switch ev := <-l.a.events; {
+			case ev.done != nil:
+				l.finish(ev.done)
+			case ev.intend != nil:
+				l.intended[ev.intend.pod.UID] = ev.intend.pod
+				l.waiting = append(l.waiting, ev.intend.written)
+				l.write()
+			}
+		}
+	}
+}
+
+func (l *loop) handle(ctx context.Context, ev event) {
+	switch {
+	case ev.add != nil:
+		l.add(ctx, ev.add)
+	case ev.del != nil:
+		l.del(ctx, ev.del)
+	case ev.check != nil:
+		l.check(ev.check)
+	case ev.intend != nil:
+		l.intended[ev.intend.pod.UID] = ev.intend.pod
+		l.waiting = append(l.waiting, ev.intend.written)
+		l.dirty = true
+	case ev.done != nil:
+		e := l.finish(ev.done)
+		l.settle(ctx, e)
+	case ev.synced != nil:
+		for _, uid := range ev.synced {
+			if e := l.pods[uid]; e != nil && e.held != nil && !e.busy && !e.held.acked {
+				l.kick(ctx, e)
+			}
+		}
+		// Pods that met no ztunnel have waited for exactly this.
+		for _, e := range l.pods {
+			if e.failed > 0 && !e.busy {
+				l.kick(ctx, e)
+			}
+		}
+	case ev.moved != "":
+		if e := l.pods[ev.moved]; e != nil {
+			e.look = time.Now()
+			l.settle(ctx, e)
+		}
+	case ev.changed == "":
+		l.dirty = true
+	default:
+		l.touch(ctx, ev.changed)
+	}
+}
+
+// kick tries an entry again at once.
+func (l *loop) kick(ctx context.Context, e *entry) {
+	e.retry = time.Time{}
+	l.settle(ctx, e)
+}
+
+func (l *loop) entry(uid string) *entry {
+	e := l.pods[uid]
+	if e == nil {
+		e = &entry{uid: uid}
+		l.pods[uid] = e
+	}
+	return e
+}
+
+// touch looks at one pod again.
+func (l *loop) touch(ctx context.Context, uid string) {
+	l.dirty = true
+	l.settle(ctx, l.entry(uid))
+}
+
+// add answers a plugin's ADD, at once or when the pod is captured.
+func (l *loop) add(ctx context.Context, add *addition) {
+	labels, known := l.a.kube.labels(add.pod.Namespace)
+	if !known {
+		add.answer <- enroll.Response{Outcome: enroll.Refused, Reason: "namespace " + add.pod.Namespace + " is not known yet"}
+		return
+	}
+	d := Decide(l.a.cfg.Rules, add.pod, labels)
+	if !d.Enrol {
+		add.answer <- enroll.Response{Outcome: enroll.Passed, Reason: d.Reason}
+		return
+	}
+	e := l.entry(string(add.pod.UID))
+	e.pod, e.fresh = add.pod, time.Now().Add(freshFor)
+	e.sandbox = add.sandbox
+	e.gone, e.removed = false, false
+	e.failed, e.retry = 0, time.Time{}
+	e.waiters = append(e.waiters, add.answer)
+	l.settle(ctx, e)
+}
+
+// del forgets a sandbox. It is found by its container id alone: when the pod
+// has a new sandbox already, that one is not touched.
+func (l *loop) del(ctx context.Context, del *deletion) {
+	for _, e := range l.pods {
+		current := e.sandbox.id == del.containerID
+		if e.held != nil && !e.busy {
+			current = current || e.held.containerID == del.containerID
+		}
+		if !current {
+			continue
+		}
+		if e.sandbox.id == del.containerID || e.sandbox.id == "" {
+			e.sandbox, e.removed = sandbox{}, true
+			for _, w := range e.waiters {
+				w <- enroll.Response{Outcome: enroll.Refused, Reason: "the sandbox is being removed"}
+			}
+			e.waiters = nil
+		}
+		if e.busy || e.held != nil && e.held.containerID == del.containerID {
+			e.gone = true
+			e.leaving = append(e.leaving, del.done)
+			l.settle(ctx, e)
+			return
+		}
+		break
+	}
+	l.a.jobs.Go(func() {
+		defer close(del.done)
+		if err := l.a.cfg.Redirector.Clear(del.containerID, nil); err != nil {
+			l.a.log.Warn("cannot remove what is left of a sandbox", "container", del.containerID, "err", err)
+		}
+	})
+}
+
+func (l *loop) check(c *examination) {
+	for _, e := range l.pods {
+		if e.busy || e.held == nil || e.held.containerID != c.containerID {
+			continue
+		}
+		cfg := e.held.config(l.a, nil)
+		if e.pod != nil {
+			cfg.ProbePorts = ProbePorts(e.pod)
+		}
+		if err := l.a.cfg.Redirector.Check(cfg); err != nil {
+			c.answer <- enroll.Response{Outcome: enroll.Refused, Reason: err.Error()}
+			return
+		}
+		break
+	}
+	c.answer <- enroll.Response{Outcome: enroll.Done}
+}
+
+// settle compares what should be with what is and starts the job that makes it
+// so, unless one runs already or a retry is due later.
+func (l *loop) settle(ctx context.Context, e *entry) {
+	if e.busy {
+		e.again = true
+		return
+	}
+	e.again = false
+	if p := l.a.kube.pod(e.uid); p != nil {
+		e.pod = p
+	} else if e.pod != nil && time.Now().After(e.fresh) {
+		e.pod = nil
+	}
+	switch step := l.step(e); step {
+	case stepNone:
+		l.release(e)
+	default:
+		if time.Now().Before(e.retry) {
+			return
+		}
+		l.start(ctx, e, step)
+	}
+}
+
+// step is what a pod needs now.
+type step int
+
+const (
+	stepNone step = iota
+	stepEnrol
+	stepWithdraw // the pod lives on outside the mesh
+	stepForget   // the sandbox is gone
+)
+
+func (l *loop) step(e *entry) step {
+	if e.gone {
+		return stepForget
+	}
+	if e.pod == nil || terminal(e.pod) {
+		if e.held != nil {
+			return stepForget
+		}
+		return stepNone
+	}
+	labels, known := l.a.kube.labels(e.pod.Namespace)
+	if !known {
+		// Nothing is decided on half of the facts.
+		return stepNone
+	}
+	d := Decide(l.a.cfg.Rules, e.pod, labels)
+	state := e.pod.Annotations[annotationRedirect]
+	if !d.Enrol {
+		reason := ""
+		if d.Asked {
+			reason = d.Reason
+		}
+		_, before := l.intended[e.uid]
+		if e.held != nil || state != "" || before || e.pod.Annotations[annotationReason] != reason {
+			return stepWithdraw
+		}
+		return stepNone
+	}
+	if len(e.waiters) > 0 || e.held == nil || !e.held.complete() ||
+		state != redirectionEnabled || e.pod.Annotations[annotationReason] != "" ||
+		e.held.outdated(e.sandbox, podAddrs(e.pod)) || !time.Now().Before(e.look) {
+		if e.held == nil && e.sandbox.id == "" && (e.removed || len(podAddrs(e.pod)) == 0) {
+			return stepNone // its ADD, or its addresses, are still to come
+		}
+		return stepEnrol
+	}
+	return stepNone
+}
+
+// release ends an entry that needs nothing.
+func (l *loop) release(e *entry) {
+	for _, w := range e.waiters {
+		w <- enroll.Response{Outcome: enroll.Passed, Reason: "is not to be captured any more"}
+	}
+	e.waiters = nil
+	for _, w := range e.leaving {
+		close(w)
+	}
+	e.leaving = nil
+	if e.pod == nil && e.held == nil {
+		delete(l.pods, e.uid)
+		if _, ok := l.intended[e.uid]; ok {
+			delete(l.intended, e.uid)
+			l.dirty = true
+		}
+	}
+}
+
+// start runs the job for a step.
+func (l *loop) start(ctx context.Context, e *entry, s step) {
+	j := job{a: l.a, step: s, uid: e.uid, pod: e.pod, sandbox: e.sandbox, held: e.held, adding: len(e.waiters) > 0}
+	if p, ok := l.intended[e.uid]; ok {
+		j.before = &p
+	}
+	e.busy = true
+	e.held = nil // the job's until it is done
+	l.a.jobs.Go(func() {
+		r := j.run(ctx)
+		// run drains these before it returns, so this always ends.
+		l.a.events <- event{done: &r}
+	})
+}
+
+// finish takes a job's result.
+func (l *loop) finish(r *result) *entry {
+	e := l.pods[r.uid]
+	e.busy = false
+	e.held = r.held
+	l.dirty = true
+	if r.held != nil && r.held.set && e.pod != nil {
+		l.intended[e.uid] = r.held.intended(e.pod)
+	}
+	if r.err != nil {
+		e.failed++
+		wait := min(retryFirst<<min(e.failed-1, 10), retryMost)
+		e.retry = time.Now().Add(wait)
+		l.a.metrics.failed(r.step)
+		if e.refused != r.err.Error() {
+			e.refused = r.err.Error()
+			l.a.log.Warn("pod is not as it should be", "pod", r.name, "uid", r.uid, "want", r.step.String(), "reason", r.err, "attempt", e.failed)
+		}
+		if len(e.waiters) > 0 && (r.final || e.failed >= 4 && !r.pending) {
+			for _, w := range e.waiters {
+				w <- enroll.Response{Outcome: enroll.Refused, Reason: r.err.Error()}
+			}
+			e.waiters = nil
+		}
+		if r.final {
+			e.retry = time.Now().Add(retryMost)
+		}
+		return e
+	}
+	e.failed, e.retry, e.refused = 0, time.Time{}, ""
+	switch r.step {
+	case stepEnrol:
+		e.look = time.Now().Add(l.a.cfg.DriftEvery)
+		for _, w := range e.waiters {
+			w <- enroll.Response{Outcome: enroll.Captured}
+		}
+		e.waiters = nil
+	case stepWithdraw, stepForget:
+		if r.step == stepForget {
+			e.gone = false
+		}
+		delete(l.intended, e.uid)
+		for _, w := range e.leaving {
+			close(w)
+		}
+		e.leaving = nil
+	}
+	return e
+}
+
+// next is how long the loop may sleep.
+func (l *loop) next() time.Duration {
+	wake := time.Now().Add(time.Minute)
+	if l.dirty {
+		wake = l.written.Add(writeEvery)
+	}
+	for _, e := range l.pods {
+		if e.busy {
+			continue
+		}
+		for _, t := range []time.Time{e.retry, e.look} {
+			if !t.IsZero() && t.Before(wake) {
+				wake = t
+			}
+		}
+	}
+	return max(time.Until(wake), time.Millisecond)
+}
+
+// overdue looks at the pods whose retry or drift check has come.
+func (l *loop) overdue(ctx context.Context) {
+	now := time.Now()
+	for _, e := range slices.Collect(maps.Values(l.pods)) {
+		if e.busy {
+			continue
+		}
+		if !e.retry.IsZero() && !now.Before(e.retry) {
+			e.retry = time.Time{}
+			l.settle(ctx, e)
+		} else if !e.look.IsZero() && !now.Before(e.look) {
+			l.settle(ctx, e)
+			if !e.busy {
+				e.look = time.Time{} // nothing held any more
+			}
+		}
+	}
+}
+
+// collectStale removes, once, pins that belong to no sandbox of this node. It
+// waits until every remembered pod has been dealt with.
+func (l *loop) collectStale() {
+	if !l.collect {
+		return
+	}
+	keep := make(map[string]bool)
+	for _, e := range l.pods {
+		if e.busy || e.failed > 0 {
+			return
+		}
+		if e.held != nil {
+			keep[e.held.containerID] = true
+		}
+	}
+	for _, p := range l.intended {
+		keep[p.ContainerID] = true
+	}
+	l.collect = false
+	gone, err := l.a.cfg.Redirector.Collect(func(id string) bool { return keep[id] })
+	if err != nil {
+		l.a.log.Warn("cannot remove stale pins", "err", err)
+	}
+	if len(gone) > 0 {
+		l.a.log.Info("removed pins of sandboxes that are gone", "containers", gone)
+	}
+}
+
+// write puts the decisions on disk. What cannot be written is tried again with
+// the next change; the plugin then goes by the older file.
+func (l *loop) write() {
+	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment)}
+	for _, ns := range l.a.kube.allNamespaces() {
+		in.Namespaces[ns.Name] = NamespaceEnrolment(l.a.cfg.Rules, ns.Name, ns.Labels, l.a.kube.podsIn(ns.Name))
+	}
+	for _, uid := range slices.Sorted(maps.Keys(l.intended)) {
+		in.Pods = append(in.Pods, l.intended[uid])
+	}
+	l.written = time.Now()
+	l.dirty = false
+	if err := enroll.WriteIntent(l.a.cfg.Intent, in); err != nil {
+		l.a.metrics.intentErrors.Inc()
+		l.a.log.Error("cannot write the intent file; the plugin goes by the older one while the agent is away", "err", err)
+	}
+	for _, w := range l.waiting {
+		close(w)
+	}
+	l.waiting = nil
+	l.a.metrics.states(l.pods)
+}

@@ -1,0 +1,462 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/cni/cri"
+	"github.com/ambitmesh/ambit/cni/enroll"
+	"github.com/ambitmesh/ambit/cni/handoff"
+	"github.com/ambitmesh/ambit/cni/netns"
+	"github.com/ambitmesh/ambit/cni/redirect"
+)
+
+type addrs = []netip.Addr
+
+// held is what has been set up for a pod. Exactly one goroutine has it: the
+// loop, or the job it was given to.
+type held struct {
+	uid         string
+	name        string
+	containerID string
+	path        string // of the namespace, on the host
+	ns          *netns.NS
+	cookie      uint64
+	addrs       addrs
+	listeners   *redirect.Listeners
+	sockets     []enroll.IntendedSocket
+
+	set    bool // capture is on
+	acked  bool // a ztunnel serves it
+	proven bool
+
+	unwatch func() // ends the watch of its addresses and devices and waits
+}
+
+func (h *held) complete() bool { return h.set && h.acked && h.proven }
+
+// outdated reports whether the pod runs elsewhere or has other addresses than
+// what was set up for.
+func (h *held) outdated(s sandbox, now addrs) bool {
+	if s.id != "" && s.id != h.containerID {
+		return true
+	}
+	return slices.ContainsFunc(now, func(a netip.Addr) bool { return !slices.Contains(h.addrs, a) })
+}
+
+func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
+	cfg := redirect.Config{
+		ContainerID: h.containerID,
+		UID:         h.uid,
+		NS:          h.ns,
+		Addrs:       h.addrs,
+		Listeners:   h.listeners,
+		Host:        a.cfg.Host,
+	}
+	if pod != nil {
+		cfg.ProbePorts = ProbePorts(pod)
+	}
+	return cfg
+}
+
+func (h *held) intended(pod *corev1.Pod) enroll.IntendedPod {
+	p := enroll.IntendedPod{UID: h.uid, ContainerID: h.containerID, Cookie: h.cookie, Netns: h.path, Sockets: h.sockets}
+	if pod != nil {
+		p.Namespace, p.Name = pod.Namespace, pod.Name
+	}
+	return p
+}
+
+// close lets the descriptors go. Sockets end when ztunnel has closed its
+// copies too.
+func (h *held) close() {
+	if h.unwatch != nil {
+		h.unwatch()
+	}
+	if h.listeners != nil {
+		h.listeners.Close()
+	}
+	if h.ns != nil {
+		h.ns.Close()
+	}
+	h.listeners, h.ns = nil, nil
+}
+
+// job is one attempt to bring one pod into the state it should have.
+type job struct {
+	a       *Agent
+	step    step
+	uid     string
+	pod     *corev1.Pod // nil when the object is gone
+	sandbox sandbox
+	held    *held
+	before  *enroll.IntendedPod // what the last agent had set up
+	adding  bool                // a plugin waits: the sandbox is new
+}
+
+type result struct {
+	uid, name string
+	step      step
+	held      *held // what is set up now, also after an error
+	err       error
+	final     bool // trying again soon is useless
+	pending   bool // only a ztunnel is missing
+}
+
+func (s step) String() string {
+	return [...]string{"none", "enrol", "withdraw", "forget"}[s]
+}
+
+func (j *job) run(ctx context.Context) result {
+	begin := time.Now()
+	r := result{uid: j.uid, step: j.step, name: j.name()}
+	switch j.step {
+	case stepEnrol:
+		r.err = j.enrol(ctx)
+		var refused *refusal
+		r.final = errors.As(r.err, &refused)
+		r.pending = errors.Is(r.err, handoff.ErrNoClient)
+		if r.err == nil {
+			j.a.metrics.enrolSeconds.Observe(time.Since(begin).Seconds())
+		}
+	case stepWithdraw:
+		r.err = j.withdraw(ctx)
+	case stepForget:
+		r.err = j.forget(ctx)
+	}
+	r.held = j.held
+	if r.err == nil {
+		j.a.metrics.done(j.step)
+	}
+	return r
+}
+
+func (j *job) name() string {
+	switch {
+	case j.pod != nil:
+		return podName(j.pod)
+	case j.held != nil:
+		return j.held.name
+	}
+	return j.uid
+}
+
+// refusal is a pod that cannot be captured at all, however often it is tried.
+type refusal struct{ reason string }
+
+func (r *refusal) Error() string { return r.reason }
+
+// enrol brings the pod into the mesh. Every step is a no-op when it is done
+// already, so the same call enrols, completes and repairs.
+func (j *job) enrol(ctx context.Context) error {
+	fresh := j.held == nil || !j.held.complete()
+	err := j.capture(ctx)
+	if err == nil {
+		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: ""})
+		if err == nil && fresh {
+			j.a.log.Info("pod captured", "pod", podName(j.pod), "uid", j.uid, "container", j.held.containerID, "addresses", j.held.addrs)
+		}
+		return err
+	}
+	state := ""
+	if j.held != nil && j.held.set {
+		state = redirectionPending
+	}
+	return errors.Join(err, j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: state, annotationReason: err.Error()}))
+}
+
+func (j *job) capture(ctx context.Context) error {
+	if err := j.locate(ctx); err != nil {
+		return err
+	}
+	h := j.held
+	if h.listeners == nil {
+		if err := j.listen(ctx); err != nil {
+			return err
+		}
+	}
+	if h.set {
+		if err := j.a.cfg.Redirector.Check(h.config(j.a, j.pod)); err != nil {
+			j.a.log.Warn("capture has drifted and is repaired", "pod", podName(j.pod), "err", err)
+			j.a.metrics.repairs.Inc()
+			h.set, h.proven = false, false
+		}
+	}
+	if !h.set {
+		err := j.a.kernel(func() error { return j.a.cfg.Redirector.Set(h.config(j.a, j.pod)) })
+		if err != nil {
+			return err
+		}
+		h.set = true
+	}
+	if h.unwatch == nil {
+		h.unwatch = j.a.watch(ctx, j.uid, podName(j.pod), h.ns)
+	}
+	if !h.acked {
+		written := make(chan struct{})
+		j.a.events <- event{intend: &intention{h.intended(j.pod), written}}
+		<-written // the loop outlives its jobs
+	}
+	p := handoff.Pod{
+		UID: j.uid, Name: j.pod.Name, Namespace: j.pod.Namespace, ServiceAccount: j.pod.Spec.ServiceAccountName,
+		NS: h.ns,
+		Listeners: &handoff.Listeners{
+			Outbound: h.listeners.Outbound, Inbound: h.listeners.Inbound, HBONE: h.listeners.HBONE,
+			DNSTCP: h.listeners.DNSTCP, DNSUDP: h.listeners.DNSUDP,
+		},
+	}
+	if p.ServiceAccount == "" {
+		p.ServiceAccount = "default"
+	}
+	j.a.served.put(p)
+	if !h.acked {
+		if err := j.a.zds.Add(ctx, p); err != nil {
+			return err
+		}
+		h.acked = true
+	}
+	if !h.proven {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		if err := redirect.Prove(ctx, j.a.cfg.Host, h.ns, h.addrs); err != nil {
+			return fmt.Errorf("capture is not proven: %w", err)
+		}
+		h.proven = true
+	}
+	return nil
+}
+
+// watch has the pod looked at again whenever an address or a device of its
+// namespace comes or goes: capture must know all of them.
+func (a *Agent) watch(ctx context.Context, uid, name string, ns *netns.NS) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	first := true
+	wg.Go(func() {
+		err := redirect.Watch(ctx, ns, func(addrs, []string) {
+			if first { // what Set has just seen
+				first = false
+				return
+			}
+			a.tell(ctx, event{moved: uid})
+		})
+		if err != nil && ctx.Err() == nil {
+			a.log.Warn("addresses of a pod are not watched any more; looked at with the drift check only", "pod", name, "err", err)
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
+// locate opens the pod's network namespace and settles which sandbox it is.
+func (j *job) locate(ctx context.Context) error {
+	want := j.sandbox
+	if want.id == "" && j.held == nil {
+		found, err := j.ask(ctx)
+		if err != nil {
+			return err
+		}
+		want = found
+	}
+	now := want.addrs
+	for _, a := range podAddrs(j.pod) {
+		if !slices.Contains(now, a) {
+			now = append(slices.Clone(now), a)
+		}
+	}
+	if j.held != nil && (want.id == "" || want.id == j.held.containerID) {
+		if j.held.outdated(sandbox{}, now) {
+			// Another address: programs and listeners are made to know it.
+			j.held.addrs = now
+			j.held.set, j.held.proven = false, false
+		}
+		return nil
+	}
+	if len(now) == 0 {
+		return errors.New("the pod has no address yet")
+	}
+	ns, err := j.a.cfg.HostRoot.Netns(want.netns)
+	if err != nil {
+		return err
+	}
+	cookie, err := ns.Cookie()
+	if err != nil {
+		ns.Close()
+		return err
+	}
+	if ns.ID() == j.a.cfg.Host.ID() {
+		ns.Close()
+		return &refusal{"its sandbox is in the node's network namespace"}
+	}
+	if j.held != nil {
+		// The pod has a new sandbox; the old one's namespace is going away.
+		if err := j.forgetHeld(ctx, false); err != nil {
+			ns.Close()
+			return err
+		}
+	}
+	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now}
+	return nil
+}
+
+// ask finds the sandbox of a pod that was there before the agent.
+func (j *job) ask(ctx context.Context) (sandbox, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	rt, err := j.a.runtime()
+	if err != nil {
+		return sandbox{}, err
+	}
+	defer rt.Close()
+	s, err := rt.Find(ctx, runtimeUID(j.pod))
+	if err != nil {
+		return sandbox{}, err
+	}
+	d, err := rt.Detail(ctx, s.ID)
+	if err != nil {
+		return sandbox{}, err
+	}
+	if name, own := cri.OwnStack(s.Handler, d.Runtime); own {
+		return sandbox{}, &refusal{fmt.Sprintf("runtime %s does not use this kernel's network stack", name)}
+	}
+	return sandbox{id: s.ID, netns: d.Netns}, nil
+}
+
+// listen gets the pod's listeners: back from a ztunnel that has them from the
+// agent before, or new ones.
+func (j *job) listen(ctx context.Context) error {
+	h := j.held
+	if j.before != nil && j.before.ContainerID == h.containerID && j.before.Cookie == h.cookie {
+		l, err := j.a.old.take(ctx, j.a, *j.before)
+		if err != nil {
+			j.a.log.Warn("cannot take a pod's listeners back from ztunnel, making new ones", "pod", podName(j.pod), "err", err)
+		}
+		if l != nil {
+			h.listeners, h.sockets = l, j.before.Sockets
+			return nil
+		}
+	}
+	l, err := redirect.Listen(h.ns, h.addrs)
+	if err != nil {
+		return err
+	}
+	h.listeners = l
+	h.sockets, err = name(l)
+	return err
+}
+
+// withdraw takes a running pod out of the mesh without breaking a connection:
+// peers are told first, then new connections go direct, then ours end.
+func (j *job) withdraw(ctx context.Context) error {
+	d := Decision{}
+	if labels, ok := j.a.kube.labels(j.pod.Namespace); ok {
+		d = Decide(j.a.cfg.Rules, j.pod, labels)
+	}
+	reason := ""
+	if d.Asked {
+		reason = d.Reason
+	}
+	if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: reason}); err != nil {
+		return err
+	}
+	if j.held == nil && j.before == nil {
+		return nil
+	}
+	if j.held == nil {
+		ns, err := j.a.cfg.HostRoot.Netns(j.before.Netns)
+		if err != nil {
+			ns = nil // gone with its sandbox; the pins are not
+		} else if cookie, err := ns.Cookie(); err != nil || cookie != j.before.Cookie {
+			ns.Close()
+			ns = nil
+		}
+		j.held = &held{uid: j.uid, name: podName(j.pod), containerID: j.before.ContainerID, cookie: j.before.Cookie, path: j.before.Netns, ns: ns}
+	}
+	j.held.acked, j.held.proven = false, false
+	if !sleep(ctx, j.a.cfg.PeersWait) {
+		return ctx.Err()
+	}
+	if err := j.a.cfg.Redirector.Drain(j.held.containerID); err != nil {
+		return err
+	}
+	j.held.set = false
+	j.a.log.Info("pod is leaving the mesh, new connections go direct", "pod", podName(j.pod), "uid", j.uid, "reason", d.Reason)
+	if !sleep(ctx, j.a.cfg.DrainWait) {
+		return ctx.Err()
+	}
+	if err := j.forgetHeld(ctx, true); err != nil {
+		return err
+	}
+	j.a.log.Info("pod has left the mesh", "pod", podName(j.pod), "uid", j.uid, "reason", d.Reason)
+	return nil
+}
+
+// forget removes what is left of a sandbox that is gone.
+func (j *job) forget(ctx context.Context) error {
+	name := j.name()
+	if j.pod != nil && terminal(j.pod) {
+		if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: ""}); err != nil {
+			return err
+		}
+	}
+	if j.held == nil {
+		return nil
+	}
+	if err := j.forgetHeld(ctx, true); err != nil {
+		return err
+	}
+	j.a.log.Info("pod has ended", "pod", name, "uid", j.uid)
+	return nil
+}
+
+// forgetHeld tells ztunnel, then takes capture away, then closes. With tell
+// false ztunnel is about to get the successor of the same uid instead.
+func (j *job) forgetHeld(ctx context.Context, tell bool) error {
+	h := j.held
+	j.a.served.remove(j.uid)
+	if tell {
+		if err := j.a.zds.Del(ctx, j.uid); err != nil {
+			// It drops the connection over this and asks for a new snapshot,
+			// in which the pod is missing.
+			j.a.log.Warn("ztunnel did not confirm the end of a pod", "pod", h.name, "uid", j.uid, "err", err)
+		}
+	}
+	if err := j.a.kernel(func() error { return j.a.cfg.Redirector.Clear(h.containerID, h.ns) }); err != nil {
+		return err
+	}
+	h.close()
+	j.held = nil
+	return nil
+}
+
+// podAddrs are the addresses the API server knows the pod by.
+func podAddrs(p *corev1.Pod) addrs {
+	if p == nil {
+		return nil
+	}
+	var out addrs
+	for _, ip := range p.Status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			out = append(out, a.Unmap())
+		}
+	}
+	return out
+}
+
+// sleep reports whether d passed before ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

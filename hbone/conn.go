@@ -264,6 +264,13 @@ func (c *Conn) Usable() bool {
 	return c.freeLocked(maxWindow)
 }
 
+// Retired reports whether the connection will never again take a stream.
+func (c *Conn) Retired() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.err != nil || c.draining || c.records.Load() >= maxRecords
+}
+
 func (c *Conn) freeLocked(limit int) bool {
 	return c.err == nil && !c.draining && c.active < min(limit, int(min(c.peerStreams, maxWindow))) &&
 		c.records.Load() < maxRecords

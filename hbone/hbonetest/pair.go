@@ -110,6 +110,11 @@ func (s *Server) Dial(ctx context.Context) (*hbone.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.Client(ctx, nc)
+}
+
+// Client makes a client out of a connection from DialRaw.
+func (s *Server) Client(ctx context.Context, nc net.Conn) (*hbone.Conn, error) {
 	return hbone.NewClient(ctx, nc, identity.ClientConfig(s.source, ClientID, []identity.ID{ServerID}), s.o.Client)
 }
 

@@ -21,6 +21,7 @@ type config struct {
 	PodName, PodNamespace, InstanceIP string
 	XDSAddress, XDSRootCA             string
 	CAAddress, CARootCA               string
+	XDSName, CAName                   string // in the certificates, when not that of the address
 	AuthToken                         string
 	SecretTTL, Grace                  time.Duration
 	Socket                            string
@@ -76,6 +77,7 @@ func readConfig(getenv func(string) string) *config {
 	c.XDSRootCA = str("XDS_ROOT_CA", "./var/run/secrets/istio/root-cert.pem")
 	c.CAAddress = str("CA_ADDRESS", c.XDSAddress)
 	c.CARootCA = str("CA_ROOT_CA", c.XDSRootCA)
+	c.XDSName, c.CAName = getenv("ALT_XDS_HOSTNAME"), getenv("ALT_CA_HOSTNAME")
 	c.AuthToken = getenv("AUTH_TOKEN")
 	c.SecretTTL = duration("SECRET_TTL", 24*time.Hour)
 	c.Grace = grace(number("TERMINATION_GRACE_PERIOD_SECONDS", 0, 31), duration("CONNECTION_TERMINATION_DEADLINE", 0))

@@ -14,13 +14,14 @@ import (
 
 // rootsTLS is the TLS of a control-plane connection: setting is a file, read
 // again for each connection so that rotation needs no restart, the word
-// SYSTEM, or PEM itself. nil for plaintext.
-func rootsTLS(secure bool, setting string) func() (*tls.Config, error) {
+// SYSTEM, or PEM itself. serverName is the name the certificate must have when
+// it is not that of the address. nil for plaintext.
+func rootsTLS(secure bool, setting, serverName string) func() (*tls.Config, error) {
 	if !secure {
 		return nil
 	}
 	return func() (*tls.Config, error) {
-		cfg := &tls.Config{MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
+		cfg := &tls.Config{ServerName: serverName, MinVersion: tls.VersionTLS13, NextProtos: []string{"h2"}}
 		if setting == "SYSTEM" {
 			return cfg, nil
 		}

@@ -81,11 +81,11 @@ func run(cfg *config) error {
 	caAddr, caTLS, _ := endpoint(cfg.CAAddress)
 	auth := token(cfg.AuthToken)
 	source := ca.New(ca.Config{
-		Address: caAddr, TLS: rootsTLS(caTLS, cfg.CARootCA), Token: auth, ClusterID: cfg.ClusterID, Impersonate: true,
+		Address: caAddr, TLS: rootsTLS(caTLS, cfg.CARootCA, cfg.CAName), Token: auth, ClusterID: cfg.ClusterID, Impersonate: true,
 		TTL: cfg.SecretTTL, Logger: log.With(live.ScopeKey, "ca"), Registerer: registry,
 	})
 	client := xds.New(xds.Config{
-		Address: xdsAddr, TLS: rootsTLS(xdsTLS, cfg.XDSRootCA), Token: auth, ClusterID: cfg.ClusterID,
+		Address: xdsAddr, TLS: rootsTLS(xdsTLS, cfg.XDSRootCA, cfg.XDSName), Token: auth, ClusterID: cfg.ClusterID,
 		NodeID: cfg.nodeID(), Metadata: cfg.metadata(), Store: store,
 		Logger: log.With(live.ScopeKey, "xds"), Registerer: registry,
 	})

@@ -70,7 +70,7 @@ func (p *Proxy) ServePlain(ctx context.Context, ln net.Listener) error {
 
 func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 	src, dst := live.AddrPort(c.RemoteAddr()), p.cfg.Original(c)
-	if live.IsProof(dst) {
+	if live.IsProof(live.Destination, dst) {
 		c.Close()
 		return
 	}

@@ -19,9 +19,13 @@ var (
 // ProofPort is the port of a proof of inbound capture.
 const ProofPort = 15009
 
-// IsProof reports whether a captured connection to dst is a proof.
-func IsProof(dst netip.AddrPort) bool {
-	return dst.Port() == ProofPort || dst.Addr() == ProofAddr4 || dst.Addr() == ProofAddr6
+// IsProof reports whether a connection captured on side r to dst is a proof.
+// Outbound it is the address that nobody has, inbound the port.
+func IsProof(r Reporter, dst netip.AddrPort) bool {
+	if dst.Port() != ProofPort {
+		return false
+	}
+	return r == Destination || dst.Addr() == ProofAddr4 || dst.Addr() == ProofAddr6
 }
 
 // AddrPort is a TCP endpoint without the IPv4-in-IPv6 form dual-stack

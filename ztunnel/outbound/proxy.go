@@ -69,7 +69,7 @@ func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
 
 func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 	dst := p.cfg.Original(c)
-	if live.IsProof(dst) {
+	if live.IsProof(live.Source, dst) {
 		c.Close()
 		return
 	}

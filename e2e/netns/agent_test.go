@@ -1,0 +1,153 @@
+package netns_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+
+	"github.com/ambitmesh/ambit/cni/handoff"
+	"github.com/ambitmesh/ambit/cni/redirect"
+	"golang.org/x/sys/unix"
+)
+
+// agent is the node agent's half: capture and hand-over. Which pods are
+// enrolled is the tests' decision.
+type agent struct {
+	t      testing.TB
+	n      *node
+	r      *redirect.Redirector
+	server *handoff.Server
+
+	mu   sync.Mutex
+	pods map[string]*enrolled // guarded by mu
+}
+
+type enrolled struct {
+	pod       *pod
+	cfg       redirect.Config
+	listeners *redirect.Listeners
+}
+
+func (e *enrolled) handoff() handoff.Pod {
+	return handoff.Pod{
+		UID: e.pod.uid, Name: e.pod.name, Namespace: "demo", ServiceAccount: e.pod.sa, NS: e.pod.ns,
+		Listeners: &handoff.Listeners{Outbound: e.listeners.Outbound, Inbound: e.listeners.Inbound, HBONE: e.listeners.HBONE},
+	}
+}
+
+func newAgent(t testing.TB, n *node) *agent {
+	t.Helper()
+	a := &agent{t: t, n: n, pods: map[string]*enrolled{}}
+	var err error
+	a.r, err = redirect.New(redirect.Options{PinRoot: bpffs(t), Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatalf("capture: %v", err)
+	}
+	a.server, err = handoff.Listen(n.socket(), handoff.ServerConfig{Snapshot: a.snapshot, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); a.server.Run(ctx) }()
+	t.Cleanup(func() {
+		cancel()
+		<-done
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		for _, e := range a.pods {
+			if err := a.r.Clear(e.cfg.ContainerID, e.pod.ns); err != nil {
+				t.Errorf("clear %s: %v", e.pod.name, err)
+			}
+			e.listeners.Close()
+		}
+	})
+	return a
+}
+
+func (n *node) socket() string { return filepath.Join(n.w.dir, n.name+".sock") }
+
+func bpffs(t testing.TB) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("bpf", dir, "bpf", 0, ""); err != nil {
+		t.Skipf("mount a bpffs: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Errorf("unmount bpffs: %v", err)
+		}
+	})
+	return filepath.Join(dir, "ambit")
+}
+
+func (a *agent) snapshot() []handoff.Pod {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var out []handoff.Pod
+	for _, e := range a.pods {
+		out = append(out, e.handoff())
+	}
+	return out
+}
+
+func (a *agent) has(p *pod) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.pods[p.uid] != nil
+}
+
+// enrol captures p, proves it, and hands p to ztunnel.
+func (a *agent) enrol(p *pod) {
+	t := a.t
+	t.Helper()
+	l, err := redirect.Listen(p.ns, []netip.Addr{p.addr})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.DNSTCP.Close()
+	l.DNSUDP.Close()
+	l.DNSTCP, l.DNSUDP = nil, nil
+	e := &enrolled{pod: p, listeners: l, cfg: redirect.Config{
+		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: []netip.Addr{p.addr}, Listeners: l}}
+	if err := a.r.Set(e.cfg); err != nil {
+		t.Fatalf("capture %s: %v", p.name, err)
+	}
+	a.mu.Lock()
+	a.pods[p.uid] = e
+	a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := a.server.Add(ctx, e.handoff()); err != nil && !errors.Is(err, handoff.ErrNoClient) {
+		t.Fatalf("hand over %s: %v", p.name, err)
+	}
+	if err := redirect.Prove(ctx, a.n.ns, p.ns, e.cfg.Addrs); err != nil {
+		t.Fatalf("%s: %v", p.name, err)
+	}
+}
+
+// release ends capture of p.
+func (a *agent) release(p *pod) {
+	t := a.t
+	t.Helper()
+	a.mu.Lock()
+	e := a.pods[p.uid]
+	delete(a.pods, p.uid)
+	a.mu.Unlock()
+	if err := a.r.Drain(e.cfg.ContainerID); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := a.server.Del(ctx, p.uid); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.r.Clear(e.cfg.ContainerID, p.ns); err != nil {
+		t.Fatal(err)
+	}
+	e.listeners.Close()
+}

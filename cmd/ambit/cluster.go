@@ -122,6 +122,10 @@ func (c *cluster) askVersion(ctx context.Context, to *component, q question) {
 func readiness(p *corev1.Pod) (bool, string) {
 	for _, s := range p.Status.ContainerStatuses {
 		if w := s.State.Waiting; w != nil {
+			if last := s.LastTerminationState.Terminated; last != nil {
+				return false, fmt.Sprintf("%s, %d restarts, last ended with code %d: %s",
+					w.Reason, s.RestartCount, last.ExitCode, "kubectl logs -n "+p.Namespace+" --previous "+p.Name)
+			}
 			return false, strings.TrimSuffix(w.Reason+": "+w.Message, ": ")
 		}
 		if t := s.State.Terminated; t != nil {

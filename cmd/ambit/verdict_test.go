@@ -199,3 +199,34 @@ func TestExitCodes(t *testing.T) {
 		t.Errorf("no kubeconfig: code %d", code)
 	}
 }
+
+func TestReadiness(t *testing.T) {
+	status := func(s corev1.ContainerStatus) func(*corev1.Pod) {
+		return func(p *corev1.Pod) { p.Status.ContainerStatuses = []corev1.ContainerStatus{s} }
+	}
+	waiting := corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "ErrImagePull", Message: "no such host"}}
+	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: 2, Reason: "Error"}}
+	ready := func(p *corev1.Pod) {
+		p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionTrue}}
+	}
+	for _, c := range []struct {
+		name  string
+		pod   corev1.Pod
+		ready bool
+		says  string
+	}{
+		{"ready", pod("a", "p", "n", ready), true, ""},
+		{"not ready", pod("a", "p", "n"), false, "not ready"},
+		{"no image", pod("a", "p", "n", status(corev1.ContainerStatus{State: waiting})), false, "ErrImagePull: no such host"},
+		{"crashes", pod("a", "p", "n", status(corev1.ContainerStatus{State: waiting, LastTerminationState: ended, RestartCount: 3})),
+			false, "3 restarts, last ended with code 2: kubectl logs -n a --previous p"},
+		{"ended", pod("a", "p", "n", status(corev1.ContainerStatus{State: ended})), false, "ended with code 2: Error"},
+		{"not scheduled", pod("a", "p", "", func(p *corev1.Pod) {
+			p.Status.Conditions = []corev1.PodCondition{{Type: corev1.PodScheduled, Status: corev1.ConditionFalse, Message: "no node fits"}}
+		}), false, "no node fits"},
+	} {
+		if ok, why := readiness(&c.pod); ok != c.ready || !strings.Contains(why, c.says) || (why == "") != c.ready {
+			t.Errorf("%s: %v, %q; want %v, %q", c.name, ok, why, c.ready, c.says)
+		}
+	}
+}

@@ -266,7 +266,7 @@ func TestJudge(t *testing.T) {
 		{"hbone", module + "/hbone/pool", "tunnel is a protocol"},
 		{"hbone", module + "/controller/mesh", "the floor"},
 		{"hbone", "golang.org/x/net/http2", ""},
-		{"hbone/pool", "golang.org/x/net/http2", "keyed by values"},
+		{"hbone/pool", "google.golang.org/protobuf/proto", "keyed by values"},
 		{"ztunnel/outbound", "k8s.io/client-go/kubernetes", "no API access"},
 		{"ztunnel/inbound", module + "/cni/redirect", "capture belongs to the agent"},
 		{"controller/translate", "istio.io/client-go/pkg/apis/security/v1", ""},

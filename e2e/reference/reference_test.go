@@ -1,0 +1,89 @@
+package main
+
+import (
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const root = "../.."
+
+// sources returns the text of the non-test Go files below folders.
+func sources(t *testing.T, folders ...string) string {
+	t.Helper()
+	var b strings.Builder
+	for _, f := range folders {
+		err := filepath.WalkDir(filepath.Join(root, f), func(path string, d fs.DirEntry, err error) error {
+			if err != nil || d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+				return err
+			}
+			text, err := os.ReadFile(path)
+			b.Write(text)
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return b.String()
+}
+
+func page(t *testing.T, name string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(root, "docs", "reference", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(b)
+}
+
+// set collects the first group of every match.
+func set(re, text string) map[string]bool {
+	m := map[string]bool{}
+	for _, s := range regexp.MustCompile(re).FindAllStringSubmatch(text, -1) {
+		m[s[1]] = true
+	}
+	return m
+}
+
+func same(t *testing.T, page string, code, docs map[string]bool) {
+	t.Helper()
+	if len(code) == 0 {
+		t.Fatal("found nothing in the code: is the pattern right?")
+	}
+	for _, k := range slices.Sorted(maps.Keys(code)) {
+		if !docs[k] {
+			t.Errorf("%s does not mention %s", page, k)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(docs)) {
+		if !code[k] {
+			t.Errorf("%s mentions %s, which the code does not have", page, k)
+		}
+	}
+}
+
+func TestReasonsPage(t *testing.T) {
+	if page(t, "reasons.md") != reasonsPage() {
+		t.Error("docs/reference/reasons.md is not what the code says: make generate")
+	}
+}
+
+func TestZtunnelSettings(t *testing.T) {
+	code := set(`(?:str|number|duration|getenv)\("([A-Z][A-Z0-9_]+)"`, sources(t, "cmd/ambit-ztunnel"))
+	same(t, "ztunnel.md", code, set("(?m)^\\| `([A-Z][A-Z0-9_]+)`", page(t, "ztunnel.md")))
+}
+
+func TestMetricsPage(t *testing.T) {
+	code := set(`"((?:ambit|istio|pilot|citadel|workload_manager)_[a-z0-9_]+[a-z0-9])"`, sources(t, "cmd", "ztunnel", "controller", "cni", "hbone"))
+	delete(code, "istio_converted_static_strict") // the name of a policy
+	for name := range set(`(?:counter|gauge)\("([a-z_]+)"`, sources(t, "controller/ca")) {
+		code["citadel_server_"+name] = true
+	}
+	same(t, "metrics.md", code, set("(?m)^\\| `([a-z0-9_]+)`", page(t, "metrics.md")))
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"sync"
@@ -59,11 +60,37 @@ func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
 		Addrs:       h.addrs,
 		Listeners:   h.listeners,
 		Host:        a.cfg.Host,
+		// Used only where probes cannot be stamped.
+		ProbeSources: nodeAddrs(),
 	}
 	if pod != nil {
 		cfg.ProbePorts = ProbePorts(pod)
 	}
 	return cfg
+}
+
+// nodeAddrs are the addresses of this node, one of which the kubelet's probes
+// come from: which one depends on the CNI plugin that made the pod's link.
+func nodeAddrs() []netip.Prefix {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil // probes then count as any other plaintext
+	}
+	var out []netip.Prefix
+	for _, a := range all {
+		n, ok := a.(*net.IPNet)
+		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
+			continue
+		}
+		if ip, ok := netip.AddrFromSlice(n.IP); ok {
+			p := netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
+			if !slices.Contains(out, p) {
+				out = append(out, p)
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
+	return out
 }
 
 func (h *held) intended(pod *corev1.Pod) enroll.IntendedPod {

@@ -35,6 +35,8 @@ type controller struct {
 	client   kubernetes.Interface
 	istio    istioclient.Interface
 	monitor  *monitor
+	// listen is net.Listen; tests keep a port over a restart with it.
+	listen func(network, address string) (net.Listener, error)
 }
 
 // newController reads the kubeconfig; nothing is contacted before run.
@@ -45,7 +47,7 @@ func newController(cfg *config, log *slog.Logger) (*controller, error) {
 	}
 	rc.UserAgent = "ambit-controller/" + version
 	rc.QPS, rc.Burst = 50, 100 // a first start writes a ConfigMap per namespace
-	c := &controller{cfg: cfg, log: log, registry: prometheus.NewRegistry()}
+	c := &controller{cfg: cfg, log: log, registry: prometheus.NewRegistry(), listen: net.Listen}
 	if c.client, err = kubernetes.NewForConfig(rc); err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
 	}
@@ -75,7 +77,13 @@ func (c *controller) run(ctx context.Context) error {
 			}
 		})
 	}
-	start("monitoring", func(ctx context.Context) error { return c.monitor.serve(ctx, c.cfg.monitoring) })
+	start("monitoring", func(ctx context.Context) error {
+		l, err := c.listen("tcp", c.cfg.monitoring)
+		if err != nil {
+			return err
+		}
+		return c.monitor.serve(ctx, l)
+	})
 	if err := c.serve(running, start); err != nil {
 		fail(err)
 	}
@@ -172,7 +180,7 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 		if address == "" {
 			return nil
 		}
-		l, err := net.Listen("tcp", address)
+		l, err := c.listen("tcp", address)
 		if err != nil {
 			return fmt.Errorf("%s: %w", what, err)
 		}

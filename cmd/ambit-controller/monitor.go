@@ -51,11 +51,7 @@ func (m *monitor) listClients(w http.ResponseWriter, _ *http.Request) {
 	_ = enc.Encode(clients) // the only failure is a reader that has gone
 }
 
-func (m *monitor) serve(ctx context.Context, address string) error {
-	l, err := net.Listen("tcp", address)
-	if err != nil {
-		return err
-	}
+func (m *monitor) serve(ctx context.Context, l net.Listener) error {
 	s := &http.Server{Handler: m.handler, ReadHeaderTimeout: 5 * time.Second}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -65,7 +61,7 @@ func (m *monitor) serve(ctx context.Context, address string) error {
 		_ = s.Shutdown(deadline)
 		_ = s.Close()
 	})
-	err = s.Serve(l)
+	err := s.Serve(l)
 	if stop() {
 		return err // it failed by itself
 	}

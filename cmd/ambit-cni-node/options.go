@@ -59,6 +59,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.StringVar(&o.node.PluginSocket, "plugin-socket", enroll.DefaultSocket, "socket for the plugin")
 	f.StringVar(&o.node.ZDSSocket, "zds-socket", env("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "socket for ztunnel (ZTUNNEL_UDS_ADDRESS)")
 	f.StringVar(&o.node.Intent, "intent", enroll.DefaultIntent, "file that keeps what was decided across restarts")
+	f.BoolVar(&o.node.DNS, "dns-capture", env("AMBIENT_DNS_CAPTURE", "") == "true", "capture DNS queries of pods, for a ztunnel that answers them (AMBIENT_DNS_CAPTURE)")
 	f.StringVar(&o.pinRoot, "pin-root", redirect.DefaultPinRoot, "folder in the host's bpffs")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs by clsact even where the kernel has tcx")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "outside a cluster: file that says how to reach the API server")

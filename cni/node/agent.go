@@ -36,6 +36,9 @@ type Config struct {
 	// this node; "" admits any root process (for tests).
 	ZtunnelNamespace string
 
+	// DNS captures the pods' DNS queries too; ztunnel must answer them.
+	DNS bool
+
 	// AddWait bounds how long one ADD of the plugin may wait; below the
 	// plugin's own patience, so that the reason reaches the runtime.
 	AddWait time.Duration

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -372,6 +373,15 @@ func (j *job) listen(ctx context.Context) error {
 	l, err := redirect.Listen(h.ns, h.addrs)
 	if err != nil {
 		return err
+	}
+	if !j.a.cfg.DNS {
+		// A socket without a reader would swallow the pod's queries.
+		for _, f := range []*os.File{l.DNSTCP, l.DNSUDP} {
+			if f != nil {
+				f.Close()
+			}
+		}
+		l.DNSTCP, l.DNSUDP = nil, nil
 	}
 	h.listeners = l
 	h.sockets, err = name(l)

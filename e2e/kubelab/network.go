@@ -70,6 +70,13 @@ func (n *Node) plug() error {
 	if err != nil {
 		return err
 	}
+	// After a reboot: the old link ends with the old namespace, but the kernel
+	// takes namespaces apart in its own time.
+	if old, err := cp.LinkByName(n.port()); err == nil {
+		if err := cp.LinkDel(old); err != nil && !errors.Is(err, unix.ENODEV) {
+			return fmt.Errorf("remove the old link: %w", err)
+		}
+	}
 	veth := &netlink.Veth{
 		LinkAttrs: netlink.LinkAttrs{Name: n.port(), MasterIndex: br.Attrs().Index},
 		PeerName:  "eth0", PeerNamespace: netlink.NsPid(n.PID()),

@@ -24,14 +24,13 @@ type affected struct {
 // named their translation before.
 func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 	a := affected{names{}, names{}, names{}, names{}, names{}}
-	network := t.network
+	network := ""
 	if ns := v.Namespace(t.cfg.Translate.RootNamespace); ns != nil {
-		network = ns.Labels["topology.istio.io/network"]
+		network = ns.Labels[translate.NetworkLabel]
 	}
 	if network != t.network { // stands in every object
 		t.network = network
 		t.everything(&a)
-		return a
 	}
 	for k := range changed {
 		switch k.kind {
@@ -75,19 +74,21 @@ func (t *translator) expandService(v *view, a *affected, k key) {
 func (t *translator) expandSlice(v *view, a *affected, k key) {
 	a.slices.add(k.namespace, k.name)
 	slice := get[*discoveryv1.EndpointSlice](t.caches.slices, k.namespace+"/"+k.name)
-	service := t.sliceService[k.namespace+"/"+k.name]
+	services := []string{t.sliceService[k.namespace+"/"+k.name]}
 	if slice != nil {
-		service = slice.Labels[discoveryv1.LabelServiceName]
+		services = append(services, slice.Labels[discoveryv1.LabelServiceName])
 	}
-	// With a selector the pods' own labels decide, and a large service's
-	// slices change whenever one of its pods does.
-	if svc := v.Service(k.namespace, service); svc != nil && len(svc.Spec.Selector) > 0 {
-		return
+	for _, service := range services {
+		// With a selector the pods' own labels decide, and a large service's
+		// slices change whenever one of its pods does.
+		if svc := v.Service(k.namespace, service); service == "" || svc != nil && len(svc.Spec.Selector) > 0 {
+			continue
+		}
+		if slice != nil {
+			addTargets(a.pods, slice)
+		}
+		t.addNaming(a.pods, t.cfg.Translate.ServiceKey(k.namespace, service))
 	}
-	if slice != nil {
-		addTargets(a.pods, slice)
-	}
-	t.addNaming(a.pods, t.cfg.Translate.ServiceKey(k.namespace, service))
 }
 
 func (t *translator) expandPolicy(a *affected, k key) {

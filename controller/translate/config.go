@@ -18,7 +18,8 @@ type Config struct {
 	Network       string // "": the root namespace's topology.istio.io/network label
 }
 
-const networkLabel = "topology.istio.io/network"
+// NetworkLabel on the root namespace names the cluster's network.
+const NetworkLabel = "topology.istio.io/network"
 
 // Objects is what a translation may look at besides the object it translates.
 // Implementations return shared objects, which nobody modifies; a missing
@@ -28,7 +29,8 @@ type Objects interface {
 	Node(name string) *corev1.Node
 	Service(namespace, name string) *corev1.Service
 	Services(namespace string) []*corev1.Service
-	// SlicesTargeting are the slices with an endpoint whose target is pod.
+	// SlicesTargeting is a fresh list of the slices with an endpoint whose
+	// target is pod.
 	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice
 	AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy
 	PeerAuthentications(namespace string) []*securityv1.PeerAuthentication
@@ -40,7 +42,7 @@ func (c Config) network(objs Objects) string {
 		return c.Network
 	}
 	if ns := objs.Namespace(c.RootNamespace); ns != nil {
-		return ns.Labels[networkLabel]
+		return ns.Labels[NetworkLabel]
 	}
 	return ""
 }

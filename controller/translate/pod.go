@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"istio.io/api/type/v1beta1"
@@ -124,7 +125,9 @@ func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Por
 			add(svc, selectedPorts(svc, pod))
 		}
 	}
-	for _, slice := range objs.SlicesTargeting(pod) {
+	targeting := objs.SlicesTargeting(pod)
+	slices.SortFunc(targeting, func(a, b *discoveryv1.EndpointSlice) int { return strings.Compare(a.Name, b.Name) })
+	for _, slice := range targeting {
 		svc := sliceService(slice, objs)
 		if svc == nil || len(svc.Spec.Selector) > 0 {
 			continue

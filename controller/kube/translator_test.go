@@ -1,0 +1,286 @@
+package kube
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"reflect"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"istio.io/api/security/v1beta1"
+	typev1beta1 "istio.io/api/type/v1beta1"
+	securityv1 "istio.io/client-go/pkg/apis/security/v1"
+	istioclient "istio.io/client-go/pkg/clientset/versioned"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// newBench is a translator over caches that no watch fills; the clients behind
+// them are never used.
+func newBench(t testing.TB) *translator {
+	t.Helper()
+	rc := &rest.Config{Host: "http://192.0.2.1"}
+	client, err := kubernetes.NewForConfig(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	istio, err := istioclient.NewForConfig(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := &Config{
+		Client: client, Istio: istio, Enrolment: translate.DefaultEnrolment(),
+		Translate: translate.Config{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"},
+		Namespace: "ambit-system", Replica: "test", RootPEM: []byte("x"),
+		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+	}
+	if err := cfg.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	cs, err := newCaches(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return newTranslator(cfg, cs, newDirtySet(), newMetrics(cfg.Registerer), func(policyVerdict) {})
+}
+
+func (t *translator) informer(k kind) cache.SharedIndexInformer {
+	return map[kind]cache.SharedIndexInformer{
+		kindNamespace: t.caches.namespaces, kindNode: t.caches.nodes, kindPod: t.caches.pods, kindService: t.caches.services,
+		kindSlice: t.caches.slices, kindPolicy: t.caches.policies, kindPeer: t.caches.peers,
+	}[k]
+}
+
+// put does what a watch event does.
+func (t *translator) put(k kind, o metav1.Object) {
+	if err := t.informer(k).GetIndexer().Update(o); err != nil {
+		panic(err)
+	}
+	t.dirty.add(key{k, o.GetNamespace(), o.GetName()})
+}
+
+func (t *translator) del(k kind, o metav1.Object) {
+	if err := t.informer(k).GetIndexer().Delete(o); err != nil {
+		panic(err)
+	}
+	t.dirty.add(key{k, o.GetNamespace(), o.GetName()})
+}
+
+func all[T any](inf cache.SharedIndexInformer) []T {
+	var out []T
+	for _, o := range inf.GetIndexer().List() {
+		out = append(out, o.(T))
+	}
+	return out
+}
+
+func (t *translator) set() *translate.Set {
+	return &translate.Set{
+		NamespaceList: all[*corev1.Namespace](t.caches.namespaces),
+		NodeList:      all[*corev1.Node](t.caches.nodes),
+		PodList:       all[*corev1.Pod](t.caches.pods),
+		ServiceList:   all[*corev1.Service](t.caches.services),
+		SliceList:     all[*discoveryv1.EndpointSlice](t.caches.slices),
+		PolicyList:    all[*securityv1.AuthorizationPolicy](t.caches.policies),
+		PeerList:      all[*securityv1.PeerAuthentication](t.caches.peers),
+	}
+}
+
+// TestIncrementalAgainstAll changes random objects and compares the snapshot,
+// which only ever translates what a change touches, with a translation of
+// everything.
+func TestIncrementalAgainstAll(t *testing.T) {
+	for seed := range uint64(8) {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			tr := newBench(t)
+			rnd := rand.New(rand.NewPCG(seed, 1))
+			for step := range 400 {
+				for range 1 + rnd.IntN(4) {
+					mutate(tr, rnd)
+				}
+				before := tr.store.Load().Version()
+				tr.batch(tr.dirty.drain())
+				if v := tr.store.Load().Version(); v > before+1 {
+					t.Fatalf("step %d: one batch made %d snapshots", step, v-before)
+				}
+				d, err := translate.All(tr.cfg.Translate, tr.set())
+				if err != nil {
+					t.Fatal(err)
+				}
+				compare(t, step, tr.store.Load(), d)
+				if t.Failed() {
+					return
+				}
+			}
+		})
+	}
+}
+
+func compare(t *testing.T, step int, s *mesh.Snapshot, d mesh.Delta) {
+	t.Helper()
+	want, got := map[string]any{}, map[string]any{}
+	for _, w := range d.Workloads {
+		want["workload "+w.UID] = w
+	}
+	for _, v := range d.Services {
+		want["service "+v.Key()] = v
+	}
+	for _, p := range d.Policies {
+		want["policy "+p.Key()] = p
+	}
+	for w := range s.AllWorkloads() {
+		got["workload "+w.UID] = w
+	}
+	for v := range s.AllServices() {
+		got["service "+v.Key()] = v
+	}
+	for p := range s.AllPolicies() {
+		got["policy "+p.Key()] = p
+	}
+	for k, w := range want {
+		if t.Failed() {
+			return
+		}
+		if !reflect.DeepEqual(got[k], w) {
+			t.Errorf("step %d: %s\n got  %+v\n want %+v", step, k, got[k], w)
+		}
+	}
+	for k := range got {
+		if want[k] == nil {
+			t.Errorf("step %d: %s should be gone", step, k)
+		}
+	}
+}
+
+// mutate makes, changes or removes one object of a small world, in which
+// everything collides with everything.
+func mutate(tr *translator, rnd *rand.Rand) {
+	pick := func(s ...string) string { return s[rnd.IntN(len(s))] }
+	ns := pick("a", "b", "istio-system")
+	meta := func(name string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{
+			Namespace: ns, Name: name, UID: types.UID(pick("1", "2")),
+			CreationTimestamp: metav1.NewTime(time.Unix(int64(rnd.IntN(3)), 0)),
+			Labels:            map[string]string{"app": pick("x", "y", "z")},
+		}
+	}
+	selector := func() *typev1beta1.WorkloadSelector {
+		if rnd.IntN(3) == 0 {
+			return nil
+		}
+		return &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": pick("x", "y")}}
+	}
+	mode := func() *v1beta1.PeerAuthentication_MutualTLS {
+		return &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_Mode(rnd.IntN(4))}
+	}
+	k := kind(rnd.IntN(7))
+	var o metav1.Object
+	switch k {
+	case kindNamespace:
+		o = &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: ns,
+			Labels:      map[string]string{"topology.istio.io/network": pick("", "", "n1")},
+			Annotations: map[string]string{"networking.istio.io/traffic-distribution": pick("", "PreferClose")}}}
+	case kindNode:
+		o = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pick("n1", "n2"), Labels: map[string]string{corev1.LabelTopologyZone: pick("z1", "z2")}}}
+	case kindPod:
+		o = &corev1.Pod{ObjectMeta: meta(pick("p1", "p2", "p3", "p4")),
+			Spec: corev1.PodSpec{NodeName: pick("n1", "n2"), Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "main", ContainerPort: int32(1 + rnd.IntN(3))}}}}},
+			Status: corev1.PodStatus{Phase: corev1.PodPhase(pick("Running", "Running", "Succeeded")), PodIP: pick("10.0.0.1", "10.0.0.2", ""),
+				Conditions: []corev1.PodCondition{{Type: corev1.PodReady, Status: corev1.ConditionStatus(pick("True", "False"))}}}}
+	case kindService:
+		svc := &corev1.Service{ObjectMeta: meta(pick("s1", "s2")), Spec: corev1.ServiceSpec{
+			ClusterIP: pick("10.1.0.1", "None"), Type: corev1.ServiceType(pick("ClusterIP", "ClusterIP", "ExternalName")),
+			Ports: []corev1.ServicePort{{Name: "http", Port: int32(80 + rnd.IntN(2))}}}}
+		if rnd.IntN(2) == 0 {
+			svc.Spec.Selector = map[string]string{"app": pick("x", "y")}
+		}
+		o = svc
+	case kindSlice:
+		m, port, name := meta(pick("e1", "e2")), int32(1+rnd.IntN(2)), "http"
+		m.Labels = map[string]string{discoveryv1.LabelServiceName: pick("s1", "s2", "s3")}
+		o = &discoveryv1.EndpointSlice{ObjectMeta: m, AddressType: discoveryv1.AddressTypeIPv4,
+			Ports: []discoveryv1.EndpointPort{{Name: &name, Port: &port}},
+			Endpoints: []discoveryv1.Endpoint{
+				{Addresses: []string{pick("172.16.0.1", "172.16.0.2")}},
+				{Addresses: []string{"10.0.0.1"}, TargetRef: &corev1.ObjectReference{Kind: "Pod", Namespace: ns, Name: pick("p1", "p2", "p3"), UID: types.UID(pick("1", "2"))}},
+			}}
+	case kindPolicy:
+		o = &securityv1.AuthorizationPolicy{ObjectMeta: meta(pick("q1", "q2")), Spec: v1beta1.AuthorizationPolicy{
+			Selector: selector(), Action: v1beta1.AuthorizationPolicy_Action(rnd.IntN(3)),
+			Rules: []*v1beta1.Rule{{To: []*v1beta1.Rule_To{{Operation: &v1beta1.Operation{Ports: []string{pick("1", "2")}}}}}}}}
+	case kindPeer:
+		o = &securityv1.PeerAuthentication{ObjectMeta: meta(pick("q1", "q2")), Spec: v1beta1.PeerAuthentication{
+			Selector: selector(), Mtls: mode(), PortLevelMtls: map[uint32]*v1beta1.PeerAuthentication_MutualTLS{uint32(1 + rnd.IntN(2)): mode()}}}
+	}
+	if rnd.IntN(4) == 0 {
+		tr.del(k, o)
+	} else {
+		tr.put(k, o)
+	}
+}
+
+// fill makes a cluster of that many services with ten pods each.
+func fill(tr *translator, services int) {
+	for i := range services {
+		ns, app := fmt.Sprintf("ns%d", i/50), map[string]string{"app": fmt.Sprint("app", i)}
+		tr.put(kindService, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: fmt.Sprint("svc", i)}, Spec: corev1.ServiceSpec{
+			ClusterIP: netip.AddrFrom4([4]byte{10, 96, byte(i >> 8), byte(i)}).String(), Selector: app, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}})
+		for j := range 10 {
+			tr.put(kindPod, pod(ns, fmt.Sprintf("pod%d-%d", i, j), app, i*10+j))
+		}
+	}
+	tr.batch(tr.dirty.drain())
+}
+
+func pod(ns, name string, labels map[string]string, n int) *corev1.Pod {
+	return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: ns, Name: name, Labels: labels},
+		Spec:   corev1.PodSpec{NodeName: fmt.Sprint("node", n%1000), ServiceAccountName: "sa"},
+		Status: corev1.PodStatus{Phase: corev1.PodRunning, PodIP: netip.AddrFrom4([4]byte{10, byte(n >> 16), byte(n >> 8), byte(n)}).String()}}
+}
+
+// BenchmarkFill is a start in a cluster of 5 000 services and 50 000 pods.
+func BenchmarkFill(b *testing.B) {
+	for b.Loop() {
+		fill(newBench(b), 5000)
+	}
+}
+
+// BenchmarkPodChange is one pod's change in that cluster, to the new snapshot.
+func BenchmarkPodChange(b *testing.B) {
+	tr := newBench(b)
+	fill(tr, 5000)
+	n := 0
+	for b.Loop() {
+		n++
+		p := pod("ns3", "pod170-3", map[string]string{"app": "app170"}, n)
+		tr.put(kindPod, p)
+		tr.batch(tr.dirty.drain())
+	}
+}
+
+// BenchmarkPolicyChange is a namespace's selector policy in that cluster; 500
+// pods are in the namespace, 10 are selected.
+func BenchmarkPolicyChange(b *testing.B) {
+	tr := newBench(b)
+	fill(tr, 5000)
+	n := 0
+	for b.Loop() {
+		n++
+		tr.put(kindPolicy, &securityv1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns3", Name: "p", Generation: int64(n)}, Spec: v1beta1.AuthorizationPolicy{
+			Selector: &typev1beta1.WorkloadSelector{MatchLabels: map[string]string{"app": "app170"}},
+			Rules:    []*v1beta1.Rule{{To: []*v1beta1.Rule_To{{Operation: &v1beta1.Operation{Ports: []string{fmt.Sprint(1 + n%60000)}}}}}}}})
+		tr.batch(tr.dirty.drain())
+	}
+}

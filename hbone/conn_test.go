@@ -227,3 +227,9 @@ func TestRelayBothWays(t *testing.T) {
 		t.Errorf("%d streams left", n)
 	}
 }
+
+func sumOf(r io.Reader) (string, int64, error) {
+	h := sha256.New()
+	n, err := io.Copy(h, r)
+	return string(h.Sum(nil)), n, err
+}

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/sys/unix"
@@ -39,7 +40,14 @@ type relay struct {
 	readErr error
 	starved bool // there was no credit or no room in the queue
 	atEOF   bool
+
+	// For awaitCredit.
+	checkTimer *time.Timer
+	check      bool // guarded by sendHalf.mu
 }
+
+// maxCheck is how far apart looks at the socket of a stalled tunnel get.
+const maxCheck = 30 * time.Second
 
 // Relay joins the stream to tcp, both ways, until both directions have ended,
 // and closes both. It returns nil if they ended in order, half-closes passed
@@ -94,7 +102,7 @@ func (rel *relay) pump() {
 		rel.taken, rel.readN, rel.readErr, rel.starved = 0, 0, nil, false
 		err := rel.raw.Read(rel.readFn)
 		if rel.starved {
-			if !s.awaitCredit() {
+			if !rel.awaitCredit() {
 				return
 			}
 			continue
@@ -195,21 +203,56 @@ func (rel *relay) watchFD(fd uintptr) bool {
 	return true
 }
 
-// awaitCredit waits until there is something to send with; false means the
-// stream has ended.
-func (s *Stream) awaitCredit() bool {
-	s.send.mu.Lock()
-	defer s.send.mu.Unlock()
-	for s.send.err == nil {
+// awaitCredit waits until there is something to send with; false means that
+// stream or socket has ended. The poller says nothing about the socket meanwhile,
+// so it is looked at from time to time: an application that died must not be
+// waited for because the other one is stuck.
+func (rel *relay) awaitCredit() bool {
+	s := rel.s
+	h := &s.send
+	every := time.Second
+	h.mu.Lock()
+	if rel.checkTimer == nil {
+		rel.checkTimer = time.AfterFunc(every, func() {
+			h.mu.Lock()
+			rel.check = true
+			h.changed.Broadcast()
+			h.mu.Unlock()
+		})
+	} else {
+		rel.checkTimer.Reset(every)
+	}
+	defer func() {
+		rel.checkTimer.Stop()
+		h.mu.Unlock()
+	}()
+	rel.check = false
+	for h.err == nil {
 		if s.queued.Load() < maxQueued {
 			if n := s.reserveLocked(1); n > 0 {
-				s.send.mu.Unlock()
+				h.mu.Unlock()
 				s.refund(n)
-				s.send.mu.Lock()
-				return s.send.err == nil
+				h.mu.Lock()
+				return h.err == nil
 			}
 		}
-		s.send.changed.Wait()
+		if rel.check {
+			rel.check = false
+			h.mu.Unlock()
+			rel.readErr = nil
+			err := rel.raw.Control(func(fd uintptr) { rel.watchFD(fd) })
+			if err == nil && rel.readErr != nil {
+				err = os.NewSyscallError("read", rel.readErr)
+			}
+			if err != nil {
+				s.localReset("read", err)
+			}
+			h.mu.Lock()
+			every = min(2*every, maxCheck)
+			rel.checkTimer.Reset(every)
+			continue
+		}
+		h.changed.Wait()
 	}
 	return false
 }
@@ -282,6 +325,7 @@ func (s *Stream) drain(rel *relay) {
 			for k := len(vec); k > 0; k-- {
 				q.drop(q.head.w - q.head.r)
 			}
+			s.held.Add(int64(-n))
 			r.mu.Lock()
 			c := s.consumedLocked(n)
 			r.mu.Unlock()

@@ -23,6 +23,7 @@ type Stream struct {
 	sent, received atomic.Uint64
 	recvWindow     atomic.Int64 // what the peer may still send
 	queued         atomic.Int32 // data buffers of ours in the connection's queue
+	held           atomic.Int64 // bytes in the backlog or being drained
 	halves         atomic.Uint32
 	refs           atomic.Int32 // holders of the connection's slot: the table, a server's handler
 	in             *Incoming    // server only; immutable
@@ -166,6 +167,10 @@ func (s *Stream) Conn() *Conn { return s.c }
 func (s *Stream) Sent() uint64     { return s.sent.Load() }
 func (s *Stream) Received() uint64 { return s.received.Load() }
 
+// Backlog is how many bytes from the peer wait for the application, live. It
+// does not exceed the stream window we advertise.
+func (s *Stream) Backlog() int { return int(s.held.Load()) }
+
 // ResponseHeader is the value of a header of the peer's 200 (client side).
 func (s *Stream) ResponseHeader(name string) string {
 	s.recv.mu.Lock()
@@ -237,6 +242,7 @@ func (s *Stream) deliver(pieces [][]byte, n int) {
 func (s *Stream) holdLocked(pieces [][]byte) {
 	r := &s.recv
 	for _, p := range pieces {
+		s.held.Add(int64(len(p)))
 		r.backlog.append(p)
 	}
 	if r.relay != nil {
@@ -438,6 +444,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 	for {
 		if r.backlog.n > 0 || len(p) == 0 {
 			n := r.backlog.read(p)
+			s.held.Add(int64(-n))
 			c := s.consumedLocked(n)
 			r.mu.Unlock()
 			s.giveCredit(c)

@@ -191,7 +191,10 @@ func startProxy(t testing.TB, ns *netns.NS, l *Listeners) *server {
 			fmt.Fprintf(c, "inbound %s>%s failed\n", plain(c.RemoteAddr()), plain(c.LocalAddr()))
 			return
 		}
-		defer app.Close()
+		if !s.keep(app) {
+			return
+		}
+		defer s.drop(app)
 		greet(c, "inbound")
 		done := make(chan struct{})
 		go func() {

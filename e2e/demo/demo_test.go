@@ -61,3 +61,16 @@ func TestLogLineHasBothIdentities(t *testing.T) {
 		t.Error("identities misread")
 	}
 }
+
+func TestClientError(t *testing.T) {
+	err := errors.New("kubectl exec: exit status 1: testapp: Get \"http://server/x\": EOF\ncommand terminated with exit code 1")
+	if got := clientError(err); got != `Get "http://server/x": EOF` {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestPodsLine(t *testing.T) {
+	if got := pods("Ambit is healthy.\n\npods         2 of 2 captured   \n"); !strings.Contains(got, "2 of 2 captured") || strings.Contains(got, "healthy") {
+		t.Errorf("got %q", got)
+	}
+}

@@ -54,7 +54,12 @@ func up(ctx context.Context, c config) (err error) {
 	if err != nil {
 		return err
 	}
-	if err := errors.Join(l.story(ctx, rec), rec.stop()); err != nil {
+	meshed, err := l.story(ctx, rec)
+	if err := errors.Join(err, rec.stop()); err != nil {
+		return err
+	}
+	// Once more, now that every packet is in the file.
+	if err := mustNotContain(rec, meshed); err != nil {
 		return err
 	}
 	return l.finish(ctx, rec)
@@ -111,64 +116,73 @@ func (l *lab) start(ctx context.Context) error {
 	return nil
 }
 
-// story is the demo proper; it runs with every link recorded.
-func (l *lab) story(ctx context.Context, rec *recording) error {
+// story is the demo proper; it runs with every link recorded, and returns the
+// token of the call that must not be in the recording.
+func (l *lab) story(ctx context.Context, rec *recording) (after string, err error) {
 	l.say("Starting a client on node1 and a server on node2; nothing about them mentions Ambit")
 	l.detail("from here on every packet on every link between the machines is recorded")
 	if err := l.apply(ctx, appYAML); err != nil {
-		return err
+		return "", err
 	}
 	if _, err := l.kubectl(ctx, "wait", "-n", namespace, "--for=condition=Ready", "pod", "--all", "--timeout=60s"); err != nil {
-		return err
+		return "", err
 	}
 
+	// Ready pods are not yet in every node's service table.
+	if err := until(ctx, 20*time.Second, func(ctx context.Context) error { return l.try(ctx, "") }); err != nil {
+		return "", err
+	}
 	before := token("before")
 	l.say("The client calls the server")
 	if err := l.call(ctx, before); err != nil {
-		return err
+		return "", err
 	}
 	if err := until(ctx, 10*time.Second, func(context.Context) error { return mustContain(rec, before) }); err != nil {
-		return err
+		return "", err
 	}
 	l.detail("PLAINTEXT: %s was read off the link between the nodes", before)
 
 	l.say("kubectl label namespace %s istio.io/dataplane-mode=ambient", namespace)
 	if err := l.label(ctx, "istio.io/dataplane-mode=ambient"); err != nil {
-		return err
+		return "", err
 	}
 	out, err := l.ambit(ctx, "status", "-n", namespace, "--wait", "--timeout", "1m")
 	if err != nil {
-		return fmt.Errorf("the namespace was not meshed:\n%s%w", out, err)
+		return "", fmt.Errorf("the namespace was not meshed:\n%s%w", out, err)
 	}
-	l.detail("%s", out)
+	l.detail("%s", pods(out))
 	restarts, err := l.kubectl(ctx, "get", "pods", "-n", namespace, "-o", "wide")
 	if err != nil {
-		return err
+		return "", err
 	}
 	l.detail("the same pods, not restarted:\n%s", restarts)
 	if err := l.meshed(ctx); err != nil {
-		return err
+		return "", err
 	}
 
-	after := token("after")
+	before, err = l.find(ctx, bothIdentities) // the last line so far
+	if err != nil {
+		return "", err
+	}
+	after = token("after")
 	l.say("The client makes the same call")
 	if err := l.call(ctx, after); err != nil {
-		return err
+		return "", err
 	}
-	line, err := l.logged(ctx, func(line string) bool { return bothIdentities(line) && !strings.Contains(line, "error=") })
+	line, err := l.logged(ctx, func(line string) bool { return bothIdentities(line) && line != before })
 	if err != nil {
-		return err
+		return "", err
 	}
 	if err := mustNotContain(rec, after); err != nil {
-		return err
+		return "", err
 	}
 	l.detail("ENCRYPTED: %s is on no link; the server's ztunnel says who called whom:", after)
 	l.detail("%s", line)
 
 	if err := l.policy(ctx); err != nil {
-		return err
+		return "", err
 	}
-	return l.leave(ctx, rec, after)
+	return after, l.leave(ctx, rec, after)
 }
 
 // policy refuses the client, and lets it in again.
@@ -188,7 +202,7 @@ func (l *lab) policy(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	l.detail("REFUSED, %.1fs after the policy was applied; the client sees: %s", time.Since(applied).Seconds(), lastLine(refused.Error()))
+	l.detail("REFUSED, %.1fs after the policy was applied; the client sees: %s", time.Since(applied).Seconds(), clientError(refused))
 	line, err := l.logged(ctx, func(line string) bool {
 		return strings.Contains(line, clientID) && strings.Contains(line, namespace+"/no-client")
 	})
@@ -224,17 +238,25 @@ func (l *lab) leave(ctx context.Context, rec *recording, meshed string) error {
 	}); err != nil {
 		return err
 	}
-	var last string
+	// Peers hear of it first, so the first calls may still be carried; and a
+	// packet is in the file a moment after it was on the link.
+	var sent []string
+	seen := ""
 	if err := until(ctx, 20*time.Second, func(ctx context.Context) error {
-		last = token("left")
-		if err := l.try(ctx, last); err != nil {
+		sent = append(sent, token("left"))
+		if err := l.try(ctx, sent[len(sent)-1]); err != nil {
 			return fmt.Errorf("a call failed after the namespace left the mesh: %w", err)
 		}
-		return mustContain(rec, last)
+		for _, seen = range sent {
+			if mustContain(rec, seen) == nil {
+				return nil
+			}
+		}
+		return errors.New("no call since then is in the recording")
 	}); err != nil {
 		return err
 	}
-	l.detail("PLAINTEXT again: %s was read off the link", last)
+	l.detail("PLAINTEXT again: %s was read off the link", seen)
 	return mustNotContain(rec, meshed)
 }
 
@@ -293,6 +315,16 @@ func (l *lab) meshed(ctx context.Context) error {
 	return nil
 }
 
+// pods is the line about pods in the output of ambit status.
+func pods(status string) string {
+	for line := range strings.Lines(status) {
+		if strings.HasPrefix(line, "pods ") {
+			return "ambit status: " + line
+		}
+	}
+	return status
+}
+
 func bothIdentities(line string) bool {
 	return strings.Contains(line, clientID) && strings.Contains(line, serverID)
 }
@@ -319,8 +351,8 @@ func (l *lab) find(ctx context.Context, ok func(string) bool) (string, error) {
 	}
 	found := ""
 	for line := range strings.Lines(out) {
-		if strings.Contains(line, "inbound") && ok(line) {
-			found = strings.TrimSpace(line)
+		if line = strings.TrimSpace(line); strings.Contains(line, "inbound") && ok(line) {
+			found = line
 		}
 	}
 	if found == "" {
@@ -355,9 +387,15 @@ func mustNotContain(rec *recording, token string) error {
 	return err
 }
 
-func lastLine(s string) string {
-	s = strings.TrimSpace(s)
-	return s[strings.LastIndex(s, "\n")+1:]
+// clientError is what the program in the client pod said, without what
+// kubectl adds.
+func clientError(err error) string {
+	for line := range strings.Lines(err.Error()) {
+		if _, said, ok := strings.Cut(line, "testapp: "); ok {
+			return strings.TrimSpace(said)
+		}
+	}
+	return err.Error()
 }
 
 // diagnose keeps what somebody will want to read, and shows the end of it.

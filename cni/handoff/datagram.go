@@ -1,7 +1,6 @@
 package handoff
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -127,8 +126,12 @@ func duplicate(files []*os.File) ([]int, error) {
 				fds = append(fds, d)
 			}
 		})
-		if err := errors.Join(err, dupErr); err != nil {
-			return fds, fmt.Errorf("duplicate descriptor: %w", err)
+		if err != nil {
+			// The raw error of a closed file is an internal one of package os.
+			return fds, fmt.Errorf("duplicate descriptor: %w (%v)", os.ErrClosed, err)
+		}
+		if dupErr != nil {
+			return fds, fmt.Errorf("duplicate descriptor: %w", dupErr)
 		}
 	}
 	return fds, nil

@@ -33,6 +33,24 @@ func (d direction) pin(dir string, index int) string {
 	return filepath.Join(dir, d.name+"-"+strconv.Itoa(index))
 }
 
+// attach makes all links as wanted. When one of them needed new programs on the
+// way, those attached before get the same in a second round.
+func (s *state) attach(ns *netns.NS, devices []device) error {
+	for range 3 {
+		before := s.reloads
+		if err := s.attachLookup(ns); err != nil {
+			return err
+		}
+		if err := ns.Do(func() error { return s.attachDevices(devices) }); err != nil {
+			return err
+		}
+		if s.reloads == before {
+			return nil
+		}
+	}
+	return errors.New("attached programs keep changing: somebody else is replacing them")
+}
+
 // attachLookup puts lookup on the namespace.
 func (s *state) attachLookup(ns *netns.NS) error {
 	path := filepath.Join(s.dir, bpf.CaptureProgLookup)
@@ -173,7 +191,14 @@ func (s *state) attachTCX(dev device, d direction) error {
 			}
 		}
 	}
-	fresh, err := link.AttachTCX(link.TCXOptions{Interface: dev.index, Program: d.program(s), Attach: d.attach, Anchor: link.Head()})
+	fresh, err := s.attachHead(dev, d)
+	if errors.Is(err, os.ErrExist) {
+		// A link of this program that lost its pin is still being taken down.
+		if err := s.reload(); err != nil {
+			return err
+		}
+		fresh, err = s.attachHead(dev, d)
+	}
 	if err != nil {
 		return fmt.Errorf("attach: %w", err)
 	}
@@ -186,6 +211,10 @@ func (s *state) attachTCX(dev device, d direction) error {
 		return fmt.Errorf("pin: %w", err)
 	}
 	return os.Rename(next, path)
+}
+
+func (s *state) attachHead(dev device, d direction) (link.Link, error) {
+	return link.AttachTCX(link.TCXOptions{Interface: dev.index, Program: d.program(s), Attach: d.attach, Anchor: link.Head()})
 }
 
 // isFirst asks the kernel's list: what runs before us could let packets pass.

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -154,10 +155,7 @@ func (r *Redirector) set(cfg Config) error {
 	if err := s.fill(cfg, found.addrs); err != nil {
 		return err
 	}
-	if err := s.attachLookup(cfg.NS); err != nil {
-		return err
-	}
-	if err := cfg.NS.Do(func() error { return s.attachDevices(found.devices) }); err != nil {
+	if err := s.attach(cfg.NS, found.devices); err != nil {
 		return err
 	}
 	return s.enable(cfg)
@@ -261,7 +259,7 @@ func (r *Redirector) lock(containerID string) (unlock func()) {
 
 // dir refuses what is not a plain name: it becomes a path that is removed.
 func (r *Redirector) dir(containerID string) (string, error) {
-	if containerID == "" || containerID[0] == '.' || filepath.Base(containerID) != containerID {
+	if containerID == "" || containerID[0] == '.' || strings.ContainsRune(containerID, '/') {
 		return "", fmt.Errorf("container ID %q is not a name", containerID)
 	}
 	return filepath.Join(r.opt.PinRoot, containerID), nil

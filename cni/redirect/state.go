@@ -34,8 +34,9 @@ type state struct {
 	clsact bool
 	// version of the programs below.
 	version uint64
-	// reload makes new programs over the same maps.
-	reload func() error
+	// reload makes new programs over the same maps, and is counted.
+	reload  func() error
+	reloads int
 
 	bpf.CaptureMaps
 	bpf.CapturePrograms
@@ -71,6 +72,7 @@ func programPin(dir, name string) string { return filepath.Join(dir, "program-"+
 func (r *Redirector) open(dir string) (*state, error) {
 	s := &state{dir: dir, clsact: r.clsact, version: r.version}
 	s.reload = func() error {
+		s.reloads++
 		s.Close()
 		s.CaptureMaps, s.CapturePrograms = bpf.CaptureMaps{}, bpf.CapturePrograms{}
 		return s.load(r.spec)

@@ -97,7 +97,7 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 		}},
 		{"device added", "egress on device eth1", nil, func(t *testing.T, c *captured) {
 			within(t, c.pod, func() error {
-				return netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}})
+				return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "eth2"})
 			})
 		}},
 		{"egress link removed", "egress on device eth0", nil, func(t *testing.T, c *captured) {
@@ -403,7 +403,7 @@ func TestWatch(t *testing.T) {
 	})
 	wait(func(s seen) bool { return slices.Contains(s.addrs, second) })
 	within(t, n.pod, func() error {
-		return netlink.LinkAdd(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}})
+		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth1"}, PeerName: "eth2"})
 	})
 	wait(func(s seen) bool { return slices.Contains(s.devices, "eth1") })
 	cancel()

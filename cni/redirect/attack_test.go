@@ -225,6 +225,9 @@ func TestShapesAreReal(t *testing.T) {
 		// The pod knows nothing of that SYN: it answers the SYN-ACK with a RST.
 		before := resetsSent(t, n.pod)
 		sendRaw(t, n.pod, dst, s.make(at(src, port), at(dst, 8080)))
+		if strings.HasPrefix(s.name, "IPv6 fragment") && !strings.HasSuffix(s.name, "24") {
+			continue // Linux wants the whole TCP header in the first fragment (RFC 8200 4.5)
+		}
 		if resetsSent(t, n.pod) == before {
 			t.Errorf("%s: no SYN-ACK came back", s.name)
 		}

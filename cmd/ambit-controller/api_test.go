@@ -38,6 +38,7 @@ type running struct {
 	xds, http *net.TCPListener // kept over a restart of the controller
 	log       *logBuffer
 	whole     *testing.T // outlives the subtests
+	account   string     // kubeconfig of the controller's own account
 	stop      func()
 	store     *mesh.Store // what the ztunnel on node-a knows
 	certs     *caclient.Source
@@ -72,7 +73,7 @@ func loopback(t *testing.T) *net.TCPListener {
 // stay and clients wait in the backlog while it is away.
 func (r *running) start(t *testing.T, args ...string) {
 	t.Helper()
-	args = append([]string{"--kubeconfig", r.kubeconfig, "--replica", "test", "--address", r.xds.Addr().String(), "--monitoring-address", r.http.Addr().String()}, args...)
+	args = append([]string{"--kubeconfig", r.account, "--replica", "test", "--address", r.xds.Addr().String(), "--monitoring-address", r.http.Addr().String()}, args...)
 	cfg := must(parse(args, func(string) (string, bool) { return "", false }, t.Output()))(t)
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -176,8 +177,8 @@ func (r *running) await(t *testing.T, what string, ok func(*mesh.Snapshot) bool)
 
 const podUID = "Kubernetes//Pod/"
 
-// TestAPIMode drives the whole program with a real API server, real tokens and
-// the ztunnel's own clients.
+// TestAPIMode drives the whole program with a real API server, the shipped RBAC,
+// real tokens and the ztunnel's own clients.
 func TestAPIMode(t *testing.T) {
 	before := runtime.NumGoroutine()
 	l := newLab(t)
@@ -196,6 +197,7 @@ func TestAPIMode(t *testing.T) {
 
 	t.Run("program", func(t *testing.T) { // its end is the end of everything it started
 		r.whole, r.xds, r.http = t, loopback(t), loopback(t)
+		r.account = l.leastPrivilege(t)
 		r.start(t)
 		r.connect(t, ztunnel)
 		t.Run("workloads", r.testWorkloads)

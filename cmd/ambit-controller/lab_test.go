@@ -99,6 +99,45 @@ func (l *lab) installCRDs(t *testing.T) {
 	}
 }
 
+// leastPrivilege applies the shipped RBAC of the controller and returns the
+// path of a kubeconfig with nothing but that.
+func (l *lab) leastPrivilege(t *testing.T) string {
+	t.Helper()
+	text := must(os.ReadFile("../../deploy/ambit/controller-rbac.yaml"))(t)
+	const rbac = "/apis/rbac.authorization.k8s.io/v1"
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		var o struct {
+			Kind     string
+			Metadata struct{ Namespace string }
+		}
+		if err := yaml.Unmarshal([]byte(doc), &o); err != nil {
+			t.Fatal(err)
+		}
+		paths := map[string]string{
+			"ServiceAccount":     "/api/v1/namespaces/" + o.Metadata.Namespace + "/serviceaccounts",
+			"ClusterRole":        rbac + "/clusterroles",
+			"ClusterRoleBinding": rbac + "/clusterrolebindings",
+			"Role":               rbac + "/namespaces/" + o.Metadata.Namespace + "/roles",
+			"RoleBinding":        rbac + "/namespaces/" + o.Metadata.Namespace + "/rolebindings",
+		}
+		err := l.client.Discovery().RESTClient().Post().AbsPath(paths[o.Kind]).
+			SetHeader("Content-Type", "application/json").Body(must(yaml.YAMLToJSON([]byte(doc)))(t)).Do(t.Context()).Error()
+		if err != nil {
+			t.Fatalf("%s: %v", o.Kind, err)
+		}
+	}
+	token := must(l.client.CoreV1().ServiceAccounts("ambit-system").CreateToken(t.Context(), "ambit-controller", &authnv1.TokenRequest{}, metav1.CreateOptions{}))(t)
+	c := must(clientcmd.LoadFromFile(l.kubeconfig))(t)
+	for _, u := range c.AuthInfos {
+		u.ClientCertificateData, u.ClientKeyData, u.Token = nil, nil, token.Status.Token
+	}
+	path := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := clientcmd.WriteToFile(*c, path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 func (l *lab) namespace(t *testing.T, name string, labels map[string]string) {
 	t.Helper()
 	_, err := l.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}}, metav1.CreateOptions{})

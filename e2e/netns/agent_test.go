@@ -57,14 +57,6 @@ func newAgent(t testing.TB, n *node) *agent {
 	t.Cleanup(func() {
 		cancel()
 		<-done
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		for _, e := range a.pods {
-			if err := a.r.Clear(e.cfg.ContainerID, e.pod.ns); err != nil {
-				t.Errorf("clear %s: %v", e.pod.name, err)
-			}
-			e.listeners.Close()
-		}
 	})
 	return a
 }
@@ -101,6 +93,14 @@ func (a *agent) has(p *pod) bool {
 	return a.pods[p.uid] != nil
 }
 
+func (a *agent) take(p *pod) *enrolled {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e := a.pods[p.uid]
+	delete(a.pods, p.uid)
+	return e
+}
+
 // enrol captures p, proves it, and hands p to ztunnel.
 func (a *agent) enrol(p *pod) {
 	t := a.t
@@ -117,6 +117,15 @@ func (a *agent) enrol(p *pod) {
 	if err := a.r.Set(e.cfg); err != nil {
 		t.Fatalf("capture %s: %v", p.name, err)
 	}
+	t.Cleanup(func() {
+		if a.take(p) == nil {
+			return // released by the test
+		}
+		if err := a.r.Clear(e.cfg.ContainerID, p.ns); err != nil {
+			t.Errorf("clear %s: %v", p.name, err)
+		}
+		l.Close()
+	})
 	a.mu.Lock()
 	a.pods[p.uid] = e
 	a.mu.Unlock()
@@ -134,10 +143,7 @@ func (a *agent) enrol(p *pod) {
 func (a *agent) release(p *pod) {
 	t := a.t
 	t.Helper()
-	a.mu.Lock()
-	e := a.pods[p.uid]
-	delete(a.pods, p.uid)
-	a.mu.Unlock()
+	e := a.take(p)
 	if err := a.r.Drain(e.cfg.ContainerID); err != nil {
 		t.Fatal(err)
 	}

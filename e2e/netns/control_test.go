@@ -35,10 +35,11 @@ type control struct {
 	authority *ca.Authority
 	root      string // file
 
-	mu   sync.Mutex
-	grpc *grpc.Server   // guarded by mu; nil while away
-	xds  *server.Server // guarded by mu
-	done chan struct{}  // guarded by mu
+	mu     sync.Mutex
+	denied map[identity.ID]bool // guarded by mu
+	grpc   *grpc.Server         // guarded by mu; nil while away
+	xds    *server.Server       // guarded by mu
+	done   chan struct{}        // guarded by mu
 }
 
 func newControl(t testing.TB, ns *netns.NS) *control {
@@ -116,12 +117,25 @@ func (c *control) caller(ctx context.Context) (ca.Caller, error) {
 
 // hosts says that an identity has an enrolled pod on a node.
 func (c *control) hosts(node string, id identity.ID) bool {
+	c.mu.Lock()
+	denied := c.denied[id]
+	c.mu.Unlock()
+	if denied {
+		return false
+	}
 	for w := range c.store.Load().AllWorkloads() {
 		if w.Node == node && w.Protocol == mesh.ProtocolHBONE && w.Identity() == id {
 			return true
 		}
 	}
 	return false
+}
+
+// deny makes the CA see no pod of id on any node.
+func (c *control) deny(id identity.ID) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.denied = map[identity.ID]bool{id: true}
 }
 
 func (c *control) apply(d mesh.Delta) {

@@ -126,6 +126,7 @@ func TestPolicyDenies(t *testing.T) {
 	w.enrol(good, bad, server)
 	good.mustCurl(t, server.at(8080), "before-the-policy")
 	bad.mustCurl(t, server.at(8080), "before-the-policy")
+	w.b.zt.wantLog(t, "connection complete", `src.workload="bad"`) // it is not the policy that ends it
 
 	w.control.apply(mesh.Delta{Policies: []*mesh.Policy{{Name: "only-good", Namespace: "demo", Scope: mesh.ScopeNamespace,
 		Rules: []mesh.Rule{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{

@@ -208,8 +208,8 @@ func TestReset(t *testing.T) {
 func TestStalledReader(t *testing.T) {
 	w, client, server := pair(t)
 	stalled := make(chan struct{})
-	t.Cleanup(func() { close(stalled) })
 	server.listen(9007, func(c *net.TCPConn) { <-stalled })
+	t.Cleanup(func() { close(stalled) })
 	server.listen(9000, echo)
 	w.enrol(client, server)
 

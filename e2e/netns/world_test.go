@@ -5,11 +5,9 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"github.com/ambitmesh/ambit/cni/handoff"
 	"github.com/ambitmesh/ambit/cni/netns"
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/hbone/identity"
@@ -201,7 +199,3 @@ func eventually(t testing.TB, what string, cond func() error) {
 		}
 	}
 }
-
-func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
-
-var _ handoff.Pod

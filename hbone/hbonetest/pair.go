@@ -3,6 +3,7 @@ package hbonetest
 import (
 	"context"
 	"net"
+	"net/netip"
 	"sync"
 	"testing"
 
@@ -18,6 +19,8 @@ type Options struct {
 	Memory bool
 	// Authority, if not nil, is used instead of a new CA.
 	Authority *CA
+	// OnHandshakeError, if not nil, is told of connections that fail early.
+	OnHandshakeError func(error)
 }
 
 // Pair connects a client to a server with the given handler. Both are closed
@@ -67,6 +70,9 @@ func NewServer(t testing.TB, o Options, handler func(*hbone.Incoming)) *Server {
 	s := &Server{
 		CA: ca, o: o, source: src, conns: map[net.Conn]bool{},
 		Hbone: &hbone.Server{TLS: identity.ServerConfig(src, ServerID), Config: o.Server, Handler: handler},
+	}
+	if o.OnHandshakeError != nil {
+		s.Hbone.OnHandshakeError = func(_ netip.AddrPort, err error) { o.OnHandshakeError(err) }
 	}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	if !o.Memory {

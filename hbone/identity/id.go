@@ -1,5 +1,11 @@
 // Package identity owns who a workload is on the wire: the SPIFFE ID, where
 // its certificates come from, and how a peer's certificate is verified.
+//
+// Peers are verified with crypto/x509 and a SPIFFE check of our own, not with go-spiffe.
+// What decides: roots arrive as one pool, not as a bundle per trust domain;
+// the extended key usage must be enforced, which go-spiffe leaves out; a leaf may carry
+// several URI SANs, as Istio's ztunnel allows; and each refusal needs a
+// cause that go-spiffe's errors do not keep apart.
 package identity
 
 import (

@@ -56,12 +56,40 @@ func newCaches(c *Config) (*caches, error) {
 	return cs, nil
 }
 
-// trim drops what nobody here reads and what makes up much of an object.
+// trim drops what nobody here reads and what makes up most of an object: in a
+// large cluster the caches are the controller's memory. It runs before anybody
+// else sees the object.
 func trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
 	}
+	switch o := obj.(type) {
+	case *corev1.Pod:
+		o.Spec = corev1.PodSpec{
+			NodeName:           o.Spec.NodeName,
+			ServiceAccountName: o.Spec.ServiceAccountName,
+			HostNetwork:        o.Spec.HostNetwork,
+			Containers:         portsOnly(o.Spec.Containers),
+			InitContainers:     portsOnly(o.Spec.InitContainers),
+		}
+		o.Status = corev1.PodStatus{
+			Phase:      o.Status.Phase,
+			Conditions: o.Status.Conditions,
+			PodIP:      o.Status.PodIP,
+			PodIPs:     o.Status.PodIPs,
+		}
+	case *corev1.Node:
+		o.Spec, o.Status = corev1.NodeSpec{}, corev1.NodeStatus{}
+	}
 	return obj, nil
+}
+
+func portsOnly(in []corev1.Container) []corev1.Container {
+	out := make([]corev1.Container, len(in))
+	for i := range in {
+		out[i] = corev1.Container{Name: in[i].Name, Ports: in[i].Ports, RestartPolicy: in[i].RestartPolicy}
+	}
+	return out
 }
 
 func podNode(obj any) ([]string, error) {

@@ -73,7 +73,7 @@ func loopback(t *testing.T) *net.TCPListener {
 // stay and clients wait in the backlog while it is away.
 func (r *running) start(t *testing.T, args ...string) {
 	t.Helper()
-	args = append([]string{"--kubeconfig", r.account, "--replica", "test", "--address", r.xds.Addr().String(), "--monitoring-address", r.http.Addr().String()}, args...)
+	args = append([]string{"--kubeconfig", r.account, "--replica", "first", "--address", r.xds.Addr().String(), "--monitoring-address", r.http.Addr().String()}, args...)
 	cfg := must(parse(args, func(string) (string, bool) { return "", false }, t.Output()))(t)
 	if err := cfg.Validate(); err != nil {
 		t.Fatal(err)
@@ -210,6 +210,7 @@ func TestAPIMode(t *testing.T) {
 		t.Run("secret lost", r.testSecretLost)
 		t.Run("restart", r.testRestart)
 		t.Run("latency", r.testLatency)
+		t.Run("second replica", r.testSecondReplica)
 	})
 	t.Run("secret race", l.testSecretRace)
 	t.Run("malformed secret", l.testMalformedSecret)
@@ -511,4 +512,30 @@ func (r *running) testLatency(t *testing.T) {
 	}
 	slices.Sort(took)
 	t.Logf("policy created -> in the ztunnel's snapshot, %d rounds: p50 %v, p99 %v, max %v", rounds, took[rounds/2], took[rounds*99/100], took[rounds-1])
+}
+
+// testSecondReplica: it serves from the start, and writes once the first has
+// gone.
+func (r *running) testSecondReplica(t *testing.T) {
+	second := &running{lab: r.lab, whole: r.whole, account: r.account, log: &logBuffer{}, xds: loopback(r.whole), http: loopback(r.whole)}
+	second.start(r.whole, "--replica", "second")
+	leads := func(r *running, want string) func() error {
+		return func() error {
+			if !strings.Contains(r.get("/metrics"), "\nambit_controller_leader "+want+"\n") {
+				return errors.New("ambit_controller_leader is not " + want)
+			}
+			return nil
+		}
+	}
+	eventually(t, leads(r, "1"))
+	eventually(t, leads(second, "0"))
+	r.stop()
+	eventually(t, leads(second, "1"))
+	if err := r.client.CoreV1().ConfigMaps("plain").Delete(t.Context(), kube.RootConfigMap, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, func() error {
+		_, err := r.client.CoreV1().ConfigMaps("plain").Get(t.Context(), kube.RootConfigMap, metav1.GetOptions{})
+		return err
+	})
 }

@@ -164,10 +164,11 @@ func (c *Cluster) waitNodes(ctx context.Context) error {
 // files are removed with the cluster.
 func (c *Cluster) explain(err error) error {
 	var ce *componentError
-	logs := []string{}
-	if errors.As(err, &ce) {
+	var logs []string
+	switch {
+	case errors.As(err, &ce):
 		logs = append(logs, c.logFile(ce.Node, ce.Component))
-	} else {
+	case errors.Is(err, context.DeadlineExceeded): // who of them was it?
 		logs, _ = filepath.Glob(filepath.Join(c.dir, "log", "*.log"))
 		for _, n := range c.nodes {
 			more, _ := filepath.Glob(filepath.Join(n.Root(), "var/log/*.log"))

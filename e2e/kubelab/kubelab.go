@@ -121,21 +121,22 @@ func (c *Cluster) start(ctx context.Context) error {
 	for i := 1; i <= c.opt.Nodes; i++ {
 		c.nodes = append(c.nodes, &Node{cluster: c, Name: fmt.Sprintf("node%d", i), IP: nodeIP(i), index: i})
 	}
-	var prepared group
+	// The first to fail stops the others; all are waited for, because they use
+	// the processes that Stop ends.
+	both, cancel := context.WithCancel(ctx)
+	defer cancel()
+	prepared := group{fail: cancel}
 	for _, n := range c.nodes {
-		prepared.Go(func() error { return n.prepare(ctx) })
+		prepared.Go(func() error { return n.prepare(both) })
 	}
-	err = c.waitAPI(ctx)
-	if err == nil {
+	prepared.Go(func() error {
+		if err := c.waitAPI(both); err != nil {
+			return err
+		}
 		c.progress("API server ready")
-		err = c.startControllers(ctx)
-	}
-	// The nodes' goroutines use the processes that Stop ends: wait for them
-	// also when the API server failed.
-	if err2 := prepared.Wait(); err == nil {
-		err = err2
-	}
-	if err != nil {
+		return c.startControllers(both)
+	})
+	if err := prepared.Wait(); err != nil {
 		return err
 	}
 	if c.opt.APIOnly {

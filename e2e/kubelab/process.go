@@ -258,8 +258,9 @@ func (p *process) kill() {
 	p.wait.Wait()
 }
 
-// group runs functions together and keeps the first error.
+// group runs functions together, keeps the first error and calls fail with it.
 type group struct {
+	fail func()
 	wg   sync.WaitGroup
 	once sync.Once
 	err  error
@@ -268,7 +269,7 @@ type group struct {
 func (g *group) Go(fn func() error) {
 	g.wg.Go(func() {
 		if err := fn(); err != nil {
-			g.once.Do(func() { g.err = err })
+			g.once.Do(func() { g.err = err; g.fail() })
 		}
 	})
 }

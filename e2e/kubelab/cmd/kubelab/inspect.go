@@ -211,6 +211,13 @@ func logs(_ context.Context, t target, args []string) error {
 	return err
 }
 
+func dump(ctx context.Context, t target, args []string) error {
+	if len(args) != 1 {
+		return errors.New("dump wants a folder")
+	}
+	return kubelab.Dump(ctx, t.state, args[0])
+}
+
 type captureFlags struct{ out string }
 
 func (f *captureFlags) register(s *flag.FlagSet) {

@@ -30,6 +30,7 @@ const usage = `kubelab: a real Kubernetes cluster inside one Linux machine
   kubelab load-image FILE...    OCI layout tars, into every node
   kubelab capture --out FILE    packets between machines as pcap, until SIGINT or SIGTERM
   kubelab logs [NODE/]COMPONENT log of a component; without one, their names
+  kubelab dump DIR              logs, events and network state of everything, after a failure
   kubelab cut|heal NODE         take a node off the network, and back
   kubelab reboot NODE           power cut and start on the same disk
   kubelab kubeconfig            path of the kubeconfig
@@ -69,6 +70,7 @@ func main() {
 		"load-image": {run: loadImage},
 		"capture":    {run: capture.run, flags: capture.register},
 		"logs":       {run: logs},
+		"dump":       {run: dump},
 		"cut":        {run: order("cut")},
 		"heal":       {run: order("heal")},
 		"reboot":     {run: order("reboot")},

@@ -12,6 +12,9 @@
  *   lookup   sk_lookup of the namespace: gives what arrives on lo for a foreign
  *            address to the proxy's outbound listener
  *
+ *   stamp    tcx egress of the host's end of the pod's veth: marks frames of the
+ *            node's own processes to the pod's probe ports
+ *
  * There is no NAT: the original destination is the accepted socket's local
  * address. Only UAPI contexts are touched, hence no CO-RE relocations, no
  * vmlinux.h and one object for all kernels.
@@ -97,6 +100,15 @@ struct {
 	__type(key, __u64);
 	__type(value, __u8);
 } cgroups SEC(".maps");
+
+/* Cgroup ids of the node's processes that probe. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 64);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u64);
+	__type(value, __u8);
+} probers SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
@@ -262,20 +274,24 @@ static __always_inline int forwarded(struct __sk_buff *skb, const struct packet 
 	       r == BPF_FIB_LKUP_RET_FRAG_NEEDED;
 }
 
+static __always_inline int has_stamp(struct __sk_buff *skb, const struct switches *s)
+{
+	__u8 mac[6];
+
+	if (bpf_skb_load_bytes(skb, 6, mac, sizeof(mac)) < 0)
+		return 0;
+	return mac[0] == s->stamp[0] && mac[1] == s->stamp[1] && mac[2] == s->stamp[2] &&
+	       mac[3] == s->stamp[3] && mac[4] == s->stamp[4] && mac[5] == s->stamp[5];
+}
+
 static __always_inline int is_probe(struct __sk_buff *skb, const struct switches *s, const struct packet *p)
 {
 	__u16 port = p->dport;
 
 	if (!bpf_map_lookup_elem(&probes, &port))
 		return 0;
-	if (s->flags & FLAG_STAMP) {
-		__u8 mac[6];
-
-		if (bpf_skb_load_bytes(skb, 6, mac, sizeof(mac)) < 0)
-			return 0;
-		return mac[0] == s->stamp[0] && mac[1] == s->stamp[1] && mac[2] == s->stamp[2] &&
-		       mac[3] == s->stamp[3] && mac[4] == s->stamp[4] && mac[5] == s->stamp[5];
-	}
+	if (s->flags & FLAG_STAMP)
+		return has_stamp(skb, s);
 	struct source from = { .prefix = 128 };
 
 	source_of(p, &from.address);
@@ -438,6 +454,67 @@ assign:
 	else if (slot != SLOT_DNS_TCP && slot != SLOT_DNS_UDP)
 		count(STAT_INBOUND_HINTED);
 	return SK_PASS;
+}
+
+/* Who sent it, if that was a process of this namespace. skb->sk does not tell:
+ * behind a bridge it is still the socket of the pod that sent the frame. */
+static __always_inline struct bpf_sock *sender(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock_tuple t = {};
+
+	if (p->v6) {
+		__builtin_memcpy(t.ipv6.saddr, p->tuple.ipv6.daddr, 16);
+		__builtin_memcpy(t.ipv6.daddr, p->tuple.ipv6.saddr, 16);
+		t.ipv6.sport = p->dport;
+		t.ipv6.dport = p->sport;
+		return bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	t.ipv4.saddr = p->tuple.ipv4.daddr;
+	t.ipv4.daddr = p->tuple.ipv4.saddr;
+	t.ipv4.sport = p->dport;
+	t.ipv4.dport = p->sport;
+	return bpf_skc_lookup_tcp(skb, &t, sizeof(t.ipv4), BPF_F_CURRENT_NETNS, 0);
+}
+
+SEC("tc/egress")
+int stamp(struct __sk_buff *skb)
+{
+	struct switches *s = load_settings();
+	struct packet p = {};
+	struct bpf_sock *sk, *full;
+	__u16 port;
+	int probe = 0;
+
+	if (!s || !(s->flags & FLAG_STAMP))
+		return NEXT;
+	/* Only this program gives stamps out: one that is there already comes
+	 * from a neighbour of the pod. */
+	if (has_stamp(skb, s))
+		return drop(STAT_STAMP_FORGED);
+	if (parse(skb, &p) != PARSED_TCP)
+		return NEXT;
+	port = p.dport;
+	if (!bpf_map_lookup_elem(&probes, &port))
+		return NEXT;
+	sk = sender(skb, &p);
+	if (!sk)
+		return NEXT;
+	full = sk->state == STATE_LISTEN ? 0 : bpf_sk_fullsock(sk);
+	if (full) {
+		probe = 1;
+		if (s->flags & FLAG_PROBERS) {
+			__u64 id = bpf_skb_cgroup_id(skb);
+
+			probe = bpf_map_lookup_elem(&probers, &id) != 0;
+		}
+	}
+	bpf_sk_release(sk);
+	if (!probe)
+		return NEXT;
+	if (bpf_skb_store_bytes(skb, 6, s->stamp, sizeof(s->stamp), 0) < 0)
+		return NEXT; /* then it is captured like anything else */
+	count(STAT_STAMPED);
+	return NEXT;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -31,6 +31,8 @@ enum flag {
 	FLAG_CGROUP = 16,
 	/* Probes are told by the stamp the host side puts into the source MAC. */
 	FLAG_STAMP = 32,
+	/* Only sockets of the probers set are stamped. */
+	FLAG_PROBERS = 64,
 };
 
 /* Keys of the listeners map. A socket of one family takes only its packets,

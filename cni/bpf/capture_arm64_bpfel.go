@@ -27,6 +27,7 @@ const (
 	CaptureFlagFLAG_DRAIN    CaptureFlag = 8
 	CaptureFlagFLAG_CGROUP   CaptureFlag = 16
 	CaptureFlagFLAG_STAMP    CaptureFlag = 32
+	CaptureFlagFLAG_PROBERS  CaptureFlag = 64
 )
 
 type CaptureHint struct {
@@ -120,6 +121,7 @@ const (
 	CaptureMapCgroups           = "cgroups"
 	CaptureMapHints             = "hints"
 	CaptureMapListeners         = "listeners"
+	CaptureMapProbers           = "probers"
 	CaptureMapProbes            = "probes"
 	CaptureMapSettings          = "settings"
 	CaptureMapSources           = "sources"
@@ -128,6 +130,7 @@ const (
 	CaptureProgEgress           = "egress"
 	CaptureProgIngress          = "ingress"
 	CaptureProgLookup           = "lookup"
+	CaptureProgStamp            = "stamp"
 	CaptureVarFlagValues        = "flag_values"
 	CaptureVarHasIngressIfindex = "has_ingress_ifindex"
 	CaptureVarMarkValues        = "mark_values"
@@ -182,6 +185,7 @@ type CaptureProgramSpecs struct {
 	Egress  *ebpf.ProgramSpec `ebpf:"egress"`
 	Ingress *ebpf.ProgramSpec `ebpf:"ingress"`
 	Lookup  *ebpf.ProgramSpec `ebpf:"lookup"`
+	Stamp   *ebpf.ProgramSpec `ebpf:"stamp"`
 }
 
 // CaptureMapSpecs contains maps before they are loaded into the kernel.
@@ -192,6 +196,7 @@ type CaptureMapSpecs struct {
 	Cgroups   *ebpf.MapSpec `ebpf:"cgroups"`
 	Hints     *ebpf.MapSpec `ebpf:"hints"`
 	Listeners *ebpf.MapSpec `ebpf:"listeners"`
+	Probers   *ebpf.MapSpec `ebpf:"probers"`
 	Probes    *ebpf.MapSpec `ebpf:"probes"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
@@ -236,6 +241,7 @@ type CaptureMaps struct {
 	Cgroups   *ebpf.Map `ebpf:"cgroups"`
 	Hints     *ebpf.Map `ebpf:"hints"`
 	Listeners *ebpf.Map `ebpf:"listeners"`
+	Probers   *ebpf.Map `ebpf:"probers"`
 	Probes    *ebpf.Map `ebpf:"probes"`
 	Settings  *ebpf.Map `ebpf:"settings"`
 	Sources   *ebpf.Map `ebpf:"sources"`
@@ -249,6 +255,7 @@ func (m *CaptureMaps) Close() error {
 		m.Cgroups,
 		m.Hints,
 		m.Listeners,
+		m.Probers,
 		m.Probes,
 		m.Settings,
 		m.Sources,
@@ -277,6 +284,7 @@ type CapturePrograms struct {
 	Egress  *ebpf.Program `ebpf:"egress"`
 	Ingress *ebpf.Program `ebpf:"ingress"`
 	Lookup  *ebpf.Program `ebpf:"lookup"`
+	Stamp   *ebpf.Program `ebpf:"stamp"`
 }
 
 func (p *CapturePrograms) Close() error {
@@ -284,6 +292,7 @@ func (p *CapturePrograms) Close() error {
 		p.Egress,
 		p.Ingress,
 		p.Lookup,
+		p.Stamp,
 	)
 }
 

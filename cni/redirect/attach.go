@@ -35,13 +35,19 @@ func (d direction) pin(dir string, index int) string {
 
 // attach makes all links as wanted. When one of them needed new programs on the
 // way, those attached before get the same in a second round.
-func (s *state) attach(ns *netns.NS, devices []device) error {
+func (s *state) attach(cfg Config, devices []device) error {
 	for range 3 {
 		before := s.reloads
-		if err := s.attachLookup(ns); err != nil {
+		if err := s.attachLookup(cfg.NS); err != nil {
 			return err
 		}
-		if err := ns.Do(func() error { return s.attachDevices(devices) }); err != nil {
+		if err := s.dropDeadLinks(); err != nil {
+			return err
+		}
+		if err := cfg.NS.Do(func() error { return s.attachDevices(devices) }); err != nil {
+			return err
+		}
+		if err := s.attachStamp(cfg); err != nil {
 			return err
 		}
 		if s.reloads == before {
@@ -114,9 +120,6 @@ func (s *state) attachDevices(devices []device) error {
 	if s.clsact {
 		return s.attachFilters(devices)
 	}
-	if err := s.dropDeadLinks(); err != nil {
-		return err
-	}
 	for _, dev := range devices {
 		for _, d := range directions() {
 			if err := s.attachTCX(dev, d); err != nil {
@@ -135,7 +138,7 @@ func (s *state) dropDeadLinks() error {
 		return fmt.Errorf("list pins: %w", err)
 	}
 	for _, e := range entries {
-		for _, d := range directions() {
+		for _, d := range append(directions(), stamping()) {
 			if !strings.HasPrefix(e.Name(), d.name+"-") {
 				continue
 			}

@@ -82,6 +82,9 @@ func (r *Redirector) check(cfg Config, ps *problems) error {
 		ps.add("pins", "all maps and programs", "some")
 		return nil
 	}
+	if err := s.checkStamp(cfg, ps); err != nil {
+		return err
+	}
 	if want := s.flags(cfg, sw.Flags); sw.Flags != want {
 		ps.add("switches", flagNames(want), flagNames(sw.Flags))
 	}
@@ -103,7 +106,7 @@ func flagNames(flags uint32) string {
 	names := []struct {
 		bit  uint32
 		name string
-	}{{flagOutbound, "outbound"}, {flagInbound, "inbound"}, {flagDNS, "dns"}, {flagDrain, "drain"}, {flagCgroup, "cgroup"}, {flagStamp, "stamp"}}
+	}{{flagOutbound, "outbound"}, {flagInbound, "inbound"}, {flagDNS, "dns"}, {flagDrain, "drain"}, {flagCgroup, "cgroup"}, {flagStamp, "stamp"}, {flagProbers, "probers"}}
 	out := ""
 	for _, n := range names {
 		if flags&n.bit == 0 {
@@ -207,7 +210,26 @@ func (s *state) checkProgram(object string, want *ebpf.Program, have ebpf.Progra
 	return nil
 }
 
-// checkDevice runs inside the namespace.
+func (s *state) checkStamp(cfg Config, ps *problems) error {
+	if s.clsact || len(cfg.ProbePorts) == 0 {
+		return nil
+	}
+	ends, err := hostEnds(cfg.Host, cfg.NS)
+	if err != nil || len(ends) == 0 {
+		return err
+	}
+	s.stamped = true
+	return cfg.Host.Do(func() error {
+		for _, dev := range ends {
+			if err := s.checkDevice(dev, stamping(), ps); err != nil {
+				return fmt.Errorf("stamp on host device %s: %w", dev.name, err)
+			}
+		}
+		return nil
+	})
+}
+
+// checkDevice runs inside the device's namespace.
 func (s *state) checkDevice(dev device, d direction, ps *problems) error {
 	object := d.name + " on device " + dev.name
 	if s.clsact {

@@ -58,6 +58,9 @@ type Config struct {
 	// connections of the node's own processes to ProbePorts are stamped. nil,
 	// or a pod whose devices have no such end, leaves ProbeSources.
 	Host *netns.NS
+	// ProbeCgroups are the cgroup v2 ids whose processes may be stamped, the
+	// kubelet's; empty takes every process of the node.
+	ProbeCgroups []uint64
 	// ProbeSources say where probes come from when they cannot be stamped.
 	ProbeSources []netip.Prefix
 	// ProxyCgroups are cgroup v2 ids whose sockets may carry the proxy's mark.
@@ -155,7 +158,7 @@ func (r *Redirector) set(cfg Config) error {
 	if err := s.fill(cfg, found.addrs); err != nil {
 		return err
 	}
-	if err := s.attach(cfg.NS, found.devices); err != nil {
+	if err := s.attach(cfg, found.devices); err != nil {
 		return err
 	}
 	return s.enable(cfg)

@@ -22,6 +22,7 @@ const (
 	flagDrain    = uint32(bpf.CaptureFlagFLAG_DRAIN)
 	flagCgroup   = uint32(bpf.CaptureFlagFLAG_CGROUP)
 	flagStamp    = uint32(bpf.CaptureFlagFLAG_STAMP)
+	flagProbers  = uint32(bpf.CaptureFlagFLAG_PROBERS)
 )
 
 // hintLife is far longer than the stack takes from ingress to lookup, so an
@@ -37,6 +38,8 @@ type state struct {
 	// reload makes new programs over the same maps, and is counted.
 	reload  func() error
 	reloads int
+	// stamped: the host's ends of the pod's devices carry the stamp program.
+	stamped bool
 
 	bpf.CaptureMaps
 	bpf.CapturePrograms
@@ -154,6 +157,7 @@ func (s *state) maps() map[string]**ebpf.Map {
 		bpf.CaptureMapCgroups:   &s.Cgroups,
 		bpf.CaptureMapHints:     &s.Hints,
 		bpf.CaptureMapListeners: &s.Listeners,
+		bpf.CaptureMapProbers:   &s.Probers,
 		bpf.CaptureMapProbes:    &s.Probes,
 		bpf.CaptureMapSettings:  &s.Settings,
 		bpf.CaptureMapSources:   &s.Sources,
@@ -167,6 +171,7 @@ func (s *state) programs() map[string]**ebpf.Program {
 		bpf.CaptureProgEgress:  &s.Egress,
 		bpf.CaptureProgIngress: &s.Ingress,
 		bpf.CaptureProgLookup:  &s.Lookup,
+		bpf.CaptureProgStamp:   &s.Stamp,
 	}
 }
 
@@ -185,6 +190,13 @@ func (s *state) fill(cfg Config, found []netip.Addr) error {
 	}
 	if err := syncKeys(s.Probes, ports); err != nil {
 		return fmt.Errorf("probe ports: %w", err)
+	}
+	probers := map[uint64]bool{}
+	for _, id := range cfg.ProbeCgroups {
+		probers[id] = true
+	}
+	if err := syncKeys(s.Probers, probers); err != nil {
+		return fmt.Errorf("probing cgroups: %w", err)
 	}
 	sources := map[bpf.CaptureSource]bool{}
 	for _, p := range cfg.ProbeSources {
@@ -256,6 +268,12 @@ func (s *state) flags(cfg Config, now uint32) uint32 {
 	// Once on it stays on: ids are only ever added.
 	if len(cfg.ProxyCgroups) > 0 || now&flagCgroup != 0 {
 		flags |= flagCgroup
+	}
+	if s.stamped {
+		flags |= flagStamp
+		if len(cfg.ProbeCgroups) > 0 {
+			flags |= flagProbers
+		}
 	}
 	return flags
 }

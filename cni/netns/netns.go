@@ -220,7 +220,7 @@ func (n *NS) enter() (bool, error) {
 	if err := rc.Control(func(fd uintptr) {
 		inner = unix.Setns(int(fd), unix.CLONE_NEWNET)
 	}); err != nil {
-		return false, err
+		return false, os.ErrClosed // the only way Control fails
 	}
 	if inner != nil {
 		return false, fmt.Errorf("setns: %w", inner)

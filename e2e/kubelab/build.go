@@ -115,12 +115,11 @@ func compile(ctx context.Context, source, cache, name string, out io.Writer, beg
 }
 
 func images(cache string) error {
-	read := func(path string) ([]byte, error) { return os.ReadFile(path) }
-	app, err := read(filepath.Join(cache, "testapp"))
+	app, err := os.ReadFile(filepath.Join(cache, "testapp"))
 	if err != nil {
 		return err
 	}
-	dns, err := read(filepath.Join(cache, "coredns"))
+	dns, err := os.ReadFile(filepath.Join(cache, "coredns"))
 	if err != nil {
 		return err
 	}
@@ -131,7 +130,7 @@ func images(cache string) error {
 	}
 	appFiles := append(base, imageFile{Path: "bin/testapp", Mode: 0o755, Data: app})
 	// busybox gives the image a shell and the usual tools; its names are links.
-	busybox, err := read("/usr/bin/busybox")
+	busybox, err := os.ReadFile("/usr/bin/busybox")
 	switch {
 	case err == nil:
 		appFiles = append(appFiles, imageFile{Path: "bin/busybox", Mode: 0o755, Data: busybox})

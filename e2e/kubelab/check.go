@@ -4,25 +4,25 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// The Debian packages a node needs, by a program of each.
-var packages = []struct{ program, pkg string }{
-	{"/usr/bin/containerd", "containerd"},
-	{"/usr/sbin/runc", "runc"},
-	{"/usr/lib/cni/ptp", "containernetworking-plugins"},
-	{"/usr/sbin/iptables", "iptables"},
-	{"/usr/sbin/nft", "nftables"},
-	{"/usr/sbin/conntrack", "conntrack"},
-	{"/usr/sbin/ipset", "ipset"},
-	{"/usr/sbin/ip", "iproute2"},
-	{"/usr/bin/nsenter", "util-linux"},
-	{"/usr/bin/busybox", "busybox-static"},
+// The Debian packages a node needs, by a file of each. Programs may be in
+// either folder of /usr, which is all that a node sees of the host.
+var packages = []struct{ file, pkg string }{
+	{"bin/containerd", "containerd"},
+	{"sbin/runc", "runc"},
+	{"lib/cni/ptp", "containernetworking-plugins"},
+	{"sbin/iptables", "iptables"},
+	{"sbin/nft", "nftables"},
+	{"sbin/conntrack", "conntrack"},
+	{"sbin/ipset", "ipset"},
+	{"sbin/ip", "iproute2"},
+	{"bin/nsenter", "util-linux"},
+	{"bin/busybox", "busybox-static"},
 }
 
 // DefaultCache is the folder of the compiled binaries of this Version: below
@@ -64,13 +64,12 @@ func Check(cache string, apiOnly bool) error {
 func missingPackages() []string {
 	var missing []string
 	for _, p := range packages {
-		if _, err := os.Stat(p.program); err == nil {
-			continue
+		other := strings.Replace(p.file, "sbin/", "bin/", 1)
+		_, err1 := os.Stat("/usr/" + p.file)
+		_, err2 := os.Stat("/usr/" + other)
+		if err1 != nil && err2 != nil {
+			missing = append(missing, p.pkg)
 		}
-		if _, err := exec.LookPath(filepath.Base(p.program)); err == nil {
-			continue
-		}
-		missing = append(missing, p.pkg)
 	}
 	return missing
 }

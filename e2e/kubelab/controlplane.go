@@ -35,7 +35,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	if err := c.bridge(); err != nil {
 		return err
 	}
-	if c.forward, err = newForwarder(c.cp.NetNS(), apiAddress); err != nil {
+	if c.forward, err = startForwarder(c.cp.NetNS(), apiAddress); err != nil {
 		return err
 	}
 	if c.api, err = newAPIClient(c); err != nil {

@@ -27,8 +27,6 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Cluster is one running cluster. It is safe for concurrent use.
@@ -112,7 +110,7 @@ func (c *Cluster) start(ctx context.Context) error {
 	if err := copyFile("/proc/self/exe", self, 0o755); err != nil {
 		return err
 	}
-	c.owner = newOwner()
+	c.owner = startOwner()
 	c.cp = &Node{cluster: c, Name: "cp", IP: controlPlaneIP}
 	if err := c.startControlPlane(ctx); err != nil {
 		return fmt.Errorf("control plane: %w", err)
@@ -256,11 +254,3 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 // Root is the node's root folder as the host sees it. Mounts made inside the
 // node do not show there; /proc/<pid>/root shows them.
 func (n *Node) Root() string { return filepath.Join(n.cluster.dir, n.Name, "rootfs") }
-
-func raiseDescriptorLimit() {
-	var l unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_NOFILE, &l) == nil && l.Cur < l.Max {
-		l.Cur = l.Max
-		_ = unix.Setrlimit(unix.RLIMIT_NOFILE, &l)
-	}
-}

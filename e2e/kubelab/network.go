@@ -183,7 +183,7 @@ type forwarder struct {
 	open     map[net.Conn]struct{} // guarded by mu; nil when closed
 }
 
-func newForwarder(ns, address string) (*forwarder, error) {
+func startForwarder(ns, address string) (*forwarder, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err

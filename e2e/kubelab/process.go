@@ -23,7 +23,7 @@ type owner struct {
 	done chan struct{}
 }
 
-func newOwner() *owner {
+func startOwner() *owner {
 	o := &owner{work: make(chan func()), done: make(chan struct{})}
 	go func() {
 		defer close(o.done)

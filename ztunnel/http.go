@@ -39,7 +39,7 @@ func (n *Node) listen() ([]*server, error) {
 		handler    http.Handler
 	}{
 		{"admin", n.cfg.AdminAddr, n.admin()},
-		{"metrics", n.cfg.StatsAddr, metricsHandler(n.cfg.Registry)},
+		{"metrics", n.cfg.StatsAddr, metricsHandler(n.table.Flush, n.cfg.Registry)},
 		{"readiness", n.cfg.ReadyAddr, n.ready},
 	} {
 		if s.addr == "" {
@@ -74,9 +74,10 @@ func (s *server) run(ctx context.Context) error {
 }
 
 // metricsHandler always answers with OpenMetrics text, as the reference does,
-// whatever the content type says.
-func metricsHandler(g prometheus.Gatherer) http.Handler {
+// whatever the content type says. before is called first.
+func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
 	h := func(w http.ResponseWriter, r *http.Request) {
+		before()
 		families, err := g.Gather()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)

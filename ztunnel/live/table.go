@@ -40,8 +40,8 @@ type Table struct {
 	open map[*Conn]struct{} // guarded by mu
 }
 
-// New makes an empty table. With a Registerer it also reports the bytes of
-// running connections at every scrape.
+// New makes an empty table. With a Registerer it also reports how many
+// connections are open.
 func New(cfg Config) *Table {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -178,9 +178,15 @@ func (t *Table) Connections(pod *Pod) []Connection {
 	return out
 }
 
-// openGauge reports the number of open connections; collecting it first moves
-// the bytes of running copies into the byte counters, so that those are live
-// without a lock per read.
+// Flush moves the bytes of running copies into the metrics. Call it before
+// they are read: so byte counters are live without a lock per read.
+func (t *Table) Flush() {
+	for _, c := range t.collect(func(c *Conn) bool { return !c.ended.Load() }) {
+		c.flush()
+	}
+}
+
+// openGauge reports the number of open connections.
 type openGauge struct{ t *Table }
 
 var openDesc = prometheus.NewDesc("ambit_connections_open", "Proxied connections that are open (unstable)", []string{"reporter"}, nil)
@@ -191,9 +197,6 @@ func (g *openGauge) Collect(ch chan<- prometheus.Metric) {
 	var n [2]int
 	for _, c := range g.t.collect(func(*Conn) bool { return true }) {
 		n[c.reporter]++
-		if !c.ended.Load() {
-			c.flush()
-		}
 	}
 	for _, r := range []Reporter{Source, Destination} {
 		ch <- prometheus.MustNewConstMetric(openDesc, prometheus.GaugeValue, float64(n[r]), r.String())

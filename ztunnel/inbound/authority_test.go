@@ -1,0 +1,197 @@
+package inbound
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+)
+
+func reason(err error) live.Reason {
+	var e *live.Error
+	if errors.As(err, &e) {
+		return e.Reason
+	}
+	return ""
+}
+
+func TestParseAuthority(t *testing.T) {
+	for _, tt := range []struct{ in, addr, host string }{
+		{"10.0.0.1:80", "10.0.0.1:80", ""},
+		{"[fd00::1]:80", "[fd00::1]:80", ""},
+		{"[::ffff:10.0.0.1]:80", "10.0.0.1:80", ""},
+		{"web.ns.svc.cluster.local:80", "", "web.ns.svc.cluster.local"},
+		{"WEB:65535", "", "web"},
+		{"", "", ""}, {"10.0.0.1", "", ""}, {"10.0.0.1:", "", ""}, {"10.0.0.1:0", "", ""}, {"10.0.0.1:65536", "", ""},
+		{"10.0.0.256:80", "", ""}, {"fd00::1:80", "", ""}, {"[fd00::1%eth0]:80", "", ""}, {"web", "", ""}, {"web:+80", "", ""},
+		{"web:http", "", ""}, {":80", "", ""}, {"-web:80", "", ""}, {"we b:80", "", ""}, {"user@web:80", "", ""},
+		{"web..x:80", "", ""}, {"http://web:80", "", ""}, {strings.Repeat("a", 300) + ":80", "", ""},
+	} {
+		a, err := parseAuthority(tt.in)
+		if tt.addr == "" && tt.host == "" {
+			if reason(err) != live.BadAuthority {
+				t.Errorf("%q: %+v, %v", tt.in, a, err)
+			}
+			continue
+		}
+		if err != nil || a.host != tt.host || tt.addr != "" && a.addr != netip.MustParseAddrPort(tt.addr) {
+			t.Errorf("%q: %+v, %v", tt.in, a, err)
+		}
+	}
+}
+
+func FuzzParseAuthority(f *testing.F) {
+	for _, s := range []string{"10.0.0.1:80", "[fd00::1]:80", "web.ns:80", "[::ffff:1.2.3.4]:1", "a:b:c", "%:1", "[]:80"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		a, err := parseAuthority(s)
+		if err != nil {
+			if reason(err) != live.BadAuthority {
+				t.Fatalf("%q: %v", s, err)
+			}
+			return
+		}
+		if a.port == 0 || a.addr.IsValid() == (a.host != "") || a.addr.Addr().Is4In6() || len(a.host) > maxAuthority {
+			t.Fatalf("%q: %+v", s, a)
+		}
+	})
+}
+
+func build(workloads []*mesh.Workload, services []*mesh.Service) *mesh.Snapshot {
+	b := mesh.NewBuilder(nil)
+	b.Apply(mesh.Delta{Workloads: workloads, Services: services})
+	return b.Build()
+}
+
+func single(a string) mesh.NetworkAddress {
+	ip := netip.MustParseAddr(a)
+	return mesh.NetworkAddress{Prefix: netip.PrefixFrom(ip, ip.BitLen())}
+}
+
+func TestTarget(t *testing.T) {
+	pod := func(change func(*mesh.Workload)) *mesh.Workload {
+		w := &mesh.Workload{UID: "c//Pod/ns/pod", Name: "pod", Namespace: "ns", Protocol: mesh.ProtocolHBONE,
+			Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+		if change != nil {
+			change(w)
+		}
+		return w
+	}
+	web := &mesh.Service{Name: "web", Namespace: "ns", Hostname: "web.ns", Addresses: []mesh.NetworkAddress{single("10.1.0.1")},
+		Ports: []mesh.Port{{ServicePort: 80, TargetPort: 8080}, {ServicePort: 81}}}
+	hidden := &mesh.Service{Name: "hidden", Namespace: "other", Hostname: "hidden.other", NamespaceOnly: true, Ports: web.Ports}
+	of := func(ports ...mesh.Port) func(*mesh.Workload) {
+		return func(w *mesh.Workload) { w.Services = map[string][]mesh.Port{"ns/web.ns": ports} }
+	}
+	here := mesh.GatewayAddress{Address: single("10.0.0.1"), HBONEPort: 15008}
+	behind := &mesh.Workload{UID: "c//Pod/ns/behind", Name: "behind", Namespace: "ns",
+		Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7")}, Waypoint: &here}
+	other := &mesh.Workload{UID: "c//Pod/ns/other", Name: "other", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.8")}}
+	fronted := &mesh.Service{Name: "fronted", Namespace: "ns", Hostname: "fronted.ns", Addresses: []mesh.NetworkAddress{single("10.1.0.2")},
+		Waypoint: &mesh.GatewayAddress{Namespace: "ns", Hostname: "web.ns", HBONEPort: 15008}}
+	for _, tt := range []struct {
+		name, authority string
+		change          func(*mesh.Workload)
+		want            string
+		reason          live.Reason
+	}{
+		{"own address", "10.0.0.1:80", nil, "10.0.0.1:80", ""},
+		{"own port", "10.0.0.1:15008", nil, "", live.SelfCall},
+		{"another pod's address", "10.0.0.8:80", nil, "", live.AddressMismatch},
+		{"an unknown address", "9.9.9.9:80", nil, "", live.AddressMismatch},
+		{"as waypoint of a workload", "10.0.0.7:80", nil, "10.0.0.1:80", ""},
+		{"as waypoint of a service", "10.1.0.2:80", of(), "10.0.0.1:80", ""},
+		{"not a member of the waypoint's service", "10.1.0.2:80", nil, "", live.AddressMismatch},
+		{"service without a waypoint", "10.1.0.1:80", of(), "", live.AddressMismatch},
+		{"service by name", "web.ns:80", of(), "10.0.0.1:8080", ""},
+		{"own mapping of a named port", "web.ns:81", of(mesh.Port{ServicePort: 81, TargetPort: 9090}), "10.0.0.1:9090", ""},
+		{"named port it lacks", "web.ns:81", of(), "", live.UnknownDestination},
+		{"unknown service", "nope.ns:80", nil, "", live.UnknownDestination},
+		{"hidden service", "hidden.other:80", nil, "", live.UnknownDestination},
+		{"application tunnel port", "9.9.9.9:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Port: 1234} }, "10.0.0.1:1234", ""},
+		{"application tunnel with PROXY", "10.0.0.1:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Proxy: true} }, "", live.Unsupported},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := pod(tt.change)
+			s := build([]*mesh.Workload{w, behind, other}, []*mesh.Service{web, hidden, fronted})
+			a, err := parseAuthority(tt.authority)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := target(s, w, netip.MustParseAddr("10.0.0.1"), a)
+			if reason(err) != tt.reason || tt.want != "" && got.String() != tt.want {
+				t.Errorf("%s, %v; want %s %s", got, err, tt.want, tt.reason)
+			}
+		})
+	}
+}
+
+func TestDestinationService(t *testing.T) {
+	a := &mesh.Service{Name: "a", Namespace: "ns", Hostname: "a.ns", Ports: []mesh.Port{{ServicePort: 80, TargetPort: 8080}}}
+	b := &mesh.Service{Name: "b", Namespace: "ns", Hostname: "b.ns", Ports: []mesh.Port{{ServicePort: 80, TargetPort: 8080}, {ServicePort: 90}}}
+	w := &mesh.Workload{UID: "u", Name: "p", Namespace: "ns", Services: map[string][]mesh.Port{
+		"ns/a.ns": nil, "ns/b.ns": {{ServicePort: 90, TargetPort: 9999}}, "ns/gone.ns": nil}}
+	s := build([]*mesh.Workload{w}, []*mesh.Service{a, b})
+	for _, tt := range []struct {
+		forwarded string
+		port      uint16
+		want      string
+	}{
+		{"", 8080, "a.ns"}, {"", 9999, "b.ns"}, {"", 1, ""},
+		{`for="1.2.3.4:5";host=b.ns`, 8080, "b.ns"}, {`for="1.2.3.4:5";Host="b.ns", host=a.ns`, 8080, "b.ns"},
+		{`host=stranger.ns`, 8080, "a.ns"}, {`host=`, 8080, "a.ns"}, {`;;=,`, 8080, "a.ns"},
+	} {
+		got := ""
+		if v := destinationService(s, w, tt.forwarded, tt.port); v != nil {
+			got = v.Hostname
+		}
+		if got != tt.want {
+			t.Errorf("%q port %d: %q, want %q", tt.forwarded, tt.port, got, tt.want)
+		}
+	}
+}
+
+func TestSpoofedPorts(t *testing.T) {
+	client := netip.MustParseAddrPort("10.0.0.1:1025")
+	start := uint32(0)
+	s := spoofed{rand: func(uint32) uint32 { return start }}
+	want := func(port uint16) netip.AddrPort {
+		t.Helper()
+		pair, ok := s.take(client)
+		if !ok || pair != netip.AddrPortFrom(client.Addr(), port) {
+			t.Fatalf("took %v, want port %d", pair, port)
+		}
+		return pair
+	}
+	first := want(1024)
+	want(1026) // 1025 is the client's own
+	s.hold(netip.MustParseAddrPort("10.0.0.1:1027"))
+	want(1028) // 1027 is another connection of the client
+	s.release(first)
+	want(1024)
+	start = portCount - 1
+	want(65535)
+	want(1029) // around the end
+	if other, ok := s.take(netip.MustParseAddrPort("10.0.0.2:1")); !ok || other.Port() != 65535 {
+		t.Errorf("another client got %v", other)
+	}
+	s.release(netip.AddrPort{})
+
+	// Until none is left; every one different, the client's own never.
+	s = spoofed{}
+	seen := map[netip.AddrPort]bool{client: true}
+	for range portCount - 1 {
+		pair, ok := s.take(client)
+		if !ok || seen[pair] || pair.Port() < firstPort {
+			t.Fatalf("took %v after %d, ok %v", pair, len(seen)-1, ok)
+		}
+		seen[pair] = true
+		if len(seen) > 2000 {
+			break // the rest would only be slow: take walks to the next free port
+		}
+	}
+}

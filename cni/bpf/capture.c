@@ -190,6 +190,7 @@ int egress(struct __sk_buff *skb)
 	struct switches *s = load_settings();
 	struct bpf_sock *sk = skb->sk, *full = 0;
 	struct packet p = {};
+	__u32 known = VERDICT_NONE;
 	int local;
 
 	if (!s)
@@ -202,10 +203,11 @@ int egress(struct __sk_buff *skb)
 	if (full && full->protocol == IPPROTO_TCP) {
 		__u32 *v = bpf_sk_storage_get(&verdicts, full, 0, 0);
 
-		if (v && *v == VERDICT_LOCAL)
-			return turn_around(skb);
-		if (v && *v == VERDICT_WIRE)
-			return NEXT;
+		if (v) {
+			known = *v;
+			if (known == VERDICT_LOCAL)
+				return turn_around(skb);
+		}
 	} else {
 		full = 0;
 	}
@@ -227,6 +229,10 @@ int egress(struct __sk_buff *skb)
 	if (p.syn) {
 		local = (s->flags & FLAG_OUTBOUND) != 0;
 		count(local ? STAT_OUTBOUND_CAPTURED : STAT_OUTBOUND_DIRECT);
+	} else if (known == VERDICT_WIRE) {
+		/* Only now: connect(AF_UNSPEC) makes a new client of an old
+		 * socket, and its SYN must not live on what was. */
+		return NEXT;
 	} else {
 		/* Would a socket of this namespace receive it? Then the peer is
 		 * the proxy under a foreign address. Connections that are older

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -448,4 +449,33 @@ func TestBrokenDiagAnswers(t *testing.T) {
 	if _, err := parseDiag(make([]byte, 60), netip.AddrPort{}); err == nil {
 		t.Error("a short answer was taken")
 	}
+}
+
+// TestReconnectedSocket: a socket whose first connection was direct becomes a
+// client again. What was known of it must not carry the new connection past.
+func TestReconnectedSocket(t *testing.T) {
+	c := prepareCaptured(t)
+	startProxy(t, c.pod, c.cfg.Listeners)
+	startApp(t, c.peer, "peer", at(netip.IPv6Unspecified(), 8080))
+	old := dial(t, c.pod, at(peerAddr4, 8080))
+	old.expect(t, "peer", podAddr4, at(peerAddr4, 8080))
+	c.set(t)
+	old.ping(t, "still direct")
+	rc, err := old.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := rc.Control(func(fd uintptr) {
+		unspec := unix.RawSockaddrInet4{Family: unix.AF_UNSPEC}
+		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspec)), unix.SizeofSockaddrInet4); errno != 0 {
+			t.Fatalf("disconnect: %v", errno)
+		}
+		err = unix.Connect(int(fd), &unix.SockaddrInet4{Port: 8080, Addr: peerAddr4.As4()})
+	}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		t.Fatal(err)
+	}
+	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		t.Fatal(err)
+	}
+	old.expect(t, "outbound", podAddr4, at(peerAddr4, 8080))
 }

@@ -68,11 +68,12 @@ func (s *Store) Swap(next *Snapshot) {
 	} else {
 		s.log = append(s.log, logEntry{mark: next.Mark(), parent: next.parent, changes: next.touched})
 		s.kept += next.touched.size() + 1
-		drop := 0
-		for ; s.kept > logNames && drop < len(s.log)-1; drop++ {
-			s.kept -= s.log[drop].changes.size() + 1
-		}
-		if drop > 0 {
+		if s.kept > logNames {
+			// Half at once, so that moving the rest is rare.
+			drop := 0
+			for ; s.kept > logNames/2 && drop < len(s.log)-1; drop++ {
+				s.kept -= s.log[drop].changes.size() + 1
+			}
 			s.log = slices.Delete(s.log, 0, drop)
 		}
 	}
@@ -90,13 +91,18 @@ func (s *Store) Changes(from Mark, to *Snapshot) (Changes, bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	first := slices.IndexFunc(s.log, func(e logEntry) bool { return e.parent == from.token })
-	last := slices.IndexFunc(s.log, func(e logEntry) bool { return e.mark == to.Mark() })
-	if from.token == nil || first < 0 || last < first {
+	if len(s.log) == 0 || from.token == nil {
+		return Changes{}, false
+	}
+	// Entries are consecutive versions.
+	oldest := s.log[0].mark.version
+	first, end := from.version+1-oldest, to.version+1-oldest
+	if from.version+1 < oldest || first >= end || end > uint64(len(s.log)) ||
+		s.log[first].parent != from.token || s.log[end-1].mark != to.Mark() {
 		return Changes{}, false
 	}
 	var c Changes
-	for _, e := range s.log[first : last+1] {
+	for _, e := range s.log[first:end] {
 		c.Workloads = append(c.Workloads, e.changes.Workloads...)
 		c.Services = append(c.Services, e.changes.Services...)
 		c.Policies = append(c.Policies, e.changes.Policies...)

@@ -16,11 +16,14 @@ type table[K comparable, V any] struct {
 	n       int
 }
 
-const (
-	firstBuckets = 16 // of an empty table
-	bucketLoad   = 24 // entries per bucket beyond which the table grows
-	growth       = 4
-)
+// firstBuckets of an empty table.
+const firstBuckets = 16
+
+// full reports whether a table of that many buckets should grow before it takes
+// entry n+1. A change copies the list of buckets and one bucket, so both grow
+// with the square root of the table: the list of 512 pointers and a bucket of
+// 40 entries weigh about the same.
+func full(n, buckets int) bool { return n >= buckets*buckets/8 }
 
 func (t *table[K, V]) get(k K) (V, bool) {
 	if t.n == 0 {
@@ -58,7 +61,7 @@ func editOf[K comparable, V any](t *table[K, V]) edit[K, V] {
 }
 
 func (e *edit[K, V]) set(k K, v V) {
-	if e.n >= bucketLoad*len(e.buckets) {
+	if full(e.n, len(e.buckets)) {
 		e.grow()
 	}
 	b := e.own(e.slot(k))
@@ -99,7 +102,7 @@ func (e *edit[K, V]) grow() {
 	old := e.buckets
 	size := firstBuckets
 	if len(old) > 0 {
-		size = growth * len(old)
+		size = 2 * len(old)
 	} else {
 		e.seed = maphash.MakeSeed()
 	}

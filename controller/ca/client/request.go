@@ -93,7 +93,7 @@ func (c *caller) release() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.users--; c.users == 0 {
-		c.conn.Close()
+		_ = c.conn.Close()
 		c.conn = nil
 	}
 }

@@ -35,7 +35,7 @@ func (c *Client) connect(ctx context.Context) outcome {
 	if err != nil {
 		return outcome{err: err}
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	stream, err := c.open(ctx, conn)
 	if err != nil {
 		return outcome{err: err}

@@ -60,7 +60,7 @@ func (n *NS) dial(ctx context.Context, local, remote netip.AddrPort, o SocketOpt
 		if remote.Addr().Is6() {
 			family = unix.AF_INET6
 		}
-		fd, err = newSocket("tcp", family)
+		fd, err = newSocket("tcp", family, unix.SOCK_NONBLOCK)
 		if err != nil {
 			return os.NewSyscallError("socket", err)
 		}

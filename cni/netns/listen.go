@@ -53,11 +53,11 @@ func (n *NS) listen(network string, addr netip.AddrPort, o SocketOptions, ready 
 			family = unix.AF_INET6
 		}
 		var err error
-		fd, err = newSocket(network, family)
+		fd, err = newSocket(network, family, 0)
 		if err == unix.EAFNOSUPPORT && addr.Addr() == netip.IPv6Unspecified() {
 			addr = netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
 			family = unix.AF_INET
-			fd, err = newSocket(network, family)
+			fd, err = newSocket(network, family, 0)
 		}
 		if err != nil {
 			return os.NewSyscallError("socket", err)
@@ -76,16 +76,24 @@ func (n *NS) listen(network string, addr netip.AddrPort, o SocketOptions, ready 
 		}
 		return nil, fmt.Errorf("%s: listen %s %s: %w", n.name, network, addr, err)
 	}
-	return os.NewFile(uintptr(fd), network+" "+addr.String()+" in "+n.name), nil
+	// A file of a descriptor that is non-blocking already would join this
+	// process's poller, which would then wake for every connection, although
+	// the proxy is another process. net.FileListener registers its own copy.
+	f := os.NewFile(uintptr(fd), network+" "+addr.String()+" in "+n.name)
+	if err := unix.SetNonblock(fd, true); err != nil {
+		_ = f.Close()
+		return nil, fmt.Errorf("%s: listen %s %s: non-blocking: %w", n.name, network, addr, err)
+	}
+	return f, nil
 }
 
 // newSocket names the protocol so that TCP is TCP where MPTCP is the default.
-func newSocket(network string, family int) (int, error) {
+func newSocket(network string, family, flags int) (int, error) {
 	kind, proto := unix.SOCK_STREAM, unix.IPPROTO_TCP
 	if network == "udp" {
 		kind, proto = unix.SOCK_DGRAM, unix.IPPROTO_UDP
 	}
-	return unix.Socket(family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, proto)
+	return unix.Socket(family, kind|unix.SOCK_CLOEXEC|flags, proto)
 }
 
 type option struct {

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -409,5 +410,32 @@ func TestWatch(t *testing.T) {
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Fatal(err)
+	}
+}
+
+func TestManyAtOnce(t *testing.T) {
+	needRoot(t)
+	r, err := New(Options{PinRoot: pinRoot(t)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	spaces := []*netns.NS{newNS(t), newNS(t)}
+	var wg sync.WaitGroup
+	for i := range 8 {
+		cfg := Config{ContainerID: []string{"one", "two"}[i%2], UID: "u", NS: spaces[i%2]}
+		wg.Go(func() {
+			if err := errors.Join(r.Set(cfg), r.Check(cfg)); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	for i, id := range []string{"one", "two"} {
+		if err := r.Clear(id, spaces[i]); err != nil {
+			t.Error(err)
+		}
+	}
+	if len(r.calls) != 0 {
+		t.Errorf("%d containers are still locked", len(r.calls))
 	}
 }

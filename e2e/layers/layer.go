@@ -30,11 +30,11 @@ var concurrent = []string{
 }
 
 // products are the packages that are tested without a lab.
-var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/layers"}
+var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/demo", "./e2e/layers", "./e2e/reference"}
 
 var layers = []layer{
-	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: products},
-	{name: "race", what: "packages with goroutines, under the race detector", args: concurrent, race: true, needs: []string{"gcc"}},
+	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=5m"}, products...)},
+	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m"}, concurrent...), race: true, needs: []string{"gcc"}},
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
 	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-timeout=15m", "./e2e/netns/..."}, root: true},
 	{name: "kubelab", what: "a real Kubernetes in namespaces (compiled once, about five minutes)",

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ambitmesh/ambit/ztunnel/live"
 )
 
 const root = "../.."
@@ -71,6 +73,25 @@ func same(t *testing.T, page string, code, docs map[string]bool) {
 func TestReasonsPage(t *testing.T) {
 	if page(t, "reasons.md") != reasonsPage() {
 		t.Error("docs/reference/reasons.md is not what the code says: make generate")
+	}
+}
+
+// TestTroubleshootingNamesReasons: a reason that does not exist is searched for
+// in vain, at the worst moment.
+func TestTroubleshootingNamesReasons(t *testing.T) {
+	known := map[string]bool{}
+	for _, m := range live.Reasons() {
+		known[string(m.Reason)] = true
+	}
+	text := page(t, "../troubleshooting.md")
+	named := set("`([a-z]+(?:_[a-z]+)+)`", text)
+	if len(named) == 0 {
+		t.Fatal("no reasons found: is the pattern right?")
+	}
+	for _, r := range slices.Sorted(maps.Keys(named)) {
+		if !known[r] {
+			t.Errorf("docs/troubleshooting.md names reason %s, which does not exist", r)
+		}
 	}
 }
 

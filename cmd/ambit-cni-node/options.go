@@ -131,7 +131,18 @@ func hostDir(o options, path string) (dir, error) {
 		}
 		f, at, err = root.Dir(path)
 	}
-	return dir{f, at}, err
+	if err != nil {
+		return dir{}, err
+	}
+	// A plain path reads better in logs; it is the same directory unless an
+	// absolute symbolic link of the host is on the way.
+	plain := filepath.Join(o.hostRoot, path)
+	if a, err := os.Stat(plain); err == nil {
+		if b, err := f.Stat(); err == nil && os.SameFile(a, b) {
+			at = plain
+		}
+	}
+	return dir{f, at}, nil
 }
 
 func restConfig(kubeconfig string) (*rest.Config, error) {

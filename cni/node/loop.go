@@ -90,6 +90,7 @@ const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 15 * time.Second
 	writeEvery = 100 * time.Millisecond
+	moveSettle = 300 * time.Millisecond
 	// freshFor is how long a pod that was read directly may be unknown to
 	// the watch, which is behind by one event usually.
 	freshFor = 30 * time.Second
@@ -187,8 +188,11 @@ func (l *loop) handle(ctx context.Context, ev event) {
 		}
 	case ev.moved != "":
 		if e := l.pods[ev.moved]; e != nil {
-			e.look = time.Now()
-			l.settle(ctx, e)
+			// Not at once: several changes come together, and the runtime
+			// takes lo down just before it sends the DEL.
+			if at := time.Now().Add(moveSettle); e.look.After(at) {
+				e.look = at
+			}
 		}
 	case ev.changed == "":
 		l.dirty = true

@@ -1,0 +1,126 @@
+package node
+
+import (
+	"fmt"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"github.com/ambitmesh/ambit/cni/enroll"
+)
+
+var rules = Rules{ExcludeNamespaces: []string{"kube-system"}, OwnNamespace: "ambit-system"}
+
+func TestDecide(t *testing.T) {
+	ambient := map[string]string{labelMode: modeAmbient}
+	for _, c := range []struct {
+		name      string
+		pod       corev1.Pod
+		namespace map[string]string
+		want      Decision
+	}{
+		{"nothing", pod("a", nil), nil, Decision{Reason: "not labelled"}},
+		{"namespace", pod("a", nil), ambient, Decision{Enrol: true, Asked: true}},
+		{"pod", pod("a", ambient), nil, Decision{Enrol: true, Asked: true}},
+		{"opt out", pod("a", map[string]string{labelMode: modeNone}), ambient, Decision{Reason: "not labelled"}},
+		{"pod wins over none", pod("a", ambient), map[string]string{labelMode: modeNone}, Decision{Enrol: true, Asked: true}},
+		{"another value has no effect", pod("a", map[string]string{labelMode: "x"}), ambient, Decision{Enrol: true, Asked: true}},
+		{"host network", edit(pod("a", nil), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), ambient, Decision{Asked: true, Reason: "uses the node's network namespace"}},
+		{"host network, not asked", edit(pod("a", nil), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), nil, Decision{Reason: "uses the node's network namespace"}},
+		{"sidecar", edit(pod("a", nil), func(p *corev1.Pod) { p.Annotations = map[string]string{annotationSidecar: "{}"} }), ambient, Decision{Asked: true, Reason: "has a sidecar"}},
+		{"excluded", pod("kube-system", ambient), ambient, Decision{Asked: true, Reason: "namespace kube-system is excluded"}},
+		{"own", pod("ambit-system", nil), ambient, Decision{Asked: true, Reason: "namespace ambit-system is the mesh's own"}},
+		{"ended", edit(pod("a", nil), func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), ambient, Decision{Reason: "has ended"}},
+		{"failed", edit(pod("a", nil), func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }), ambient, Decision{Reason: "has ended"}},
+		{"ztunnel elsewhere", pod("mesh", map[string]string{labelApp: appZtunnel, labelMode: modeNone}), ambient, Decision{Reason: "is a ztunnel"}},
+		{"an application called ztunnel", pod("a", map[string]string{labelApp: appZtunnel}), ambient, Decision{Enrol: true, Asked: true}},
+	} {
+		if got := Decide(rules, &c.pod, c.namespace); got != c.want {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+}
+
+func pod(namespace string, labels map[string]string) corev1.Pod {
+	return corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: "p", Labels: labels}}
+}
+
+func edit(p corev1.Pod, f func(*corev1.Pod)) corev1.Pod { f(&p); return p }
+
+func TestNamespaceEnrolment(t *testing.T) {
+	asking, plain := pod("a", map[string]string{labelMode: modeAmbient}), pod("a", nil)
+	for _, c := range []struct {
+		name   string
+		labels map[string]string
+		pods   []*corev1.Pod
+		want   enroll.Enrolment
+	}{
+		{"a", nil, nil, enroll.Outside},
+		{"a", nil, []*corev1.Pod{&plain}, enroll.Outside},
+		{"a", nil, []*corev1.Pod{&plain, &asking}, enroll.Mixed},
+		{"a", map[string]string{labelMode: modeNone}, nil, enroll.Outside},
+		{"a", map[string]string{labelMode: modeAmbient}, nil, enroll.Enrolled},
+		{"kube-system", map[string]string{labelMode: modeAmbient}, nil, enroll.Outside},
+		{"ambit-system", map[string]string{labelMode: modeAmbient}, nil, enroll.Outside},
+	} {
+		if got := NamespaceEnrolment(rules, c.name, c.labels, c.pods); got != c.want {
+			t.Errorf("%s %v: %s, want %s", c.name, c.labels, got, c.want)
+		}
+	}
+}
+
+func TestProbePorts(t *testing.T) {
+	http := func(p intstr.IntOrString) *corev1.Probe {
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: p}}}
+	}
+	tcp := func(n int32) *corev1.Probe {
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(n)}}}
+	}
+	p := corev1.Pod{Spec: corev1.PodSpec{
+		InitContainers: []corev1.Container{{StartupProbe: tcp(7000)}},
+		Containers: []corev1.Container{
+			{
+				Ports:         []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}},
+				LivenessProbe: http(intstr.FromString("web")), ReadinessProbe: http(intstr.FromInt32(8080)),
+				StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}},
+				Lifecycle:    &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(9000)}}},
+			},
+			{
+				LivenessProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 50051}}},
+				ReadinessProbe: http(intstr.FromString("unknown")),
+				StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+					Host: "example.com", Port: intstr.FromInt32(1234)}}}, // not to the pod
+			},
+		},
+	}}
+	if got, want := fmt.Sprint(ProbePorts(&p)), "[7000 8080 9000 50051]"; got != want {
+		t.Errorf("ports %s, want %s", got, want)
+	}
+}
+
+func TestCgroupPod(t *testing.T) {
+	const uid = "bf581564-6615-4275-9b6d-a4882b9cf5be"
+	for _, c := range []struct{ content, want string }{
+		{"0::/kubepods/besteffort/pod" + uid + "/abc\n", uid},
+		{"0::/../../podbf581564-6615-4275-9b6d-a4882b9cf5be/abc\n", uid},
+		{"0::/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-podbf581564_6615_4275_9b6d_a4882b9cf5be.slice/cri-containerd-abc.scope\n", uid},
+		{"12:cpu:/x\n1:name=systemd:/kubepods/pod" + uid + "/c\n", uid},
+		{"0::/system.slice/sshd.service\n", ""},
+		{"", ""},
+	} {
+		if got, ok := cgroupPod(c.content); got != c.want || ok != (c.want != "") {
+			t.Errorf("%q: %q, want %q", c.content, got, c.want)
+		}
+	}
+}
+
+func FuzzCgroupPod(f *testing.F) {
+	f.Add("0::/kubepods/podbf581564-6615-4275-9b6d-a4882b9cf5be/abc")
+	f.Fuzz(func(t *testing.T, s string) {
+		if uid, ok := cgroupPod(s); ok && len(uid) != 36 {
+			t.Fatalf("uid %q", uid)
+		}
+	})
+}

@@ -194,11 +194,9 @@ func TestHiddenSYNs(t *testing.T) {
 					packets := s.make(at(src, port), at(dst, 8080))
 					sendRaw(t, from, dst, packets)
 					if s.whole {
-						if seen() != taken+1 {
-							t.Errorf("captured %d, want one more than %d", seen(), taken)
-						}
-					} else if drops() == dropped {
-						t.Error("nothing was dropped")
+						eventually(t, "one more captured", func() bool { return seen() == taken+1 })
+					} else {
+						eventually(t, "a drop", func() bool { return drops() > dropped })
 					}
 					// A SYN that got past leaves a request at the other end.
 					if mark, err := findSocket(to, at(dst, 8080), at(src, port)); err == nil && (way == "outbound" || mark&netns.MarkMask != netns.Mark) {
@@ -229,9 +227,7 @@ func TestShapesAreReal(t *testing.T) {
 		if strings.HasPrefix(s.name, "IPv6 fragment") && !strings.HasSuffix(s.name, "24") {
 			continue // Linux wants the whole TCP header in the first fragment (RFC 8200 4.5)
 		}
-		if resetsSent(t, n.pod) == before {
-			t.Errorf("%s: no SYN-ACK came back", s.name)
-		}
+		eventually(t, s.name+": a SYN-ACK", func() bool { return resetsSent(t, n.pod) > before })
 	}
 }
 
@@ -289,10 +285,15 @@ func TestPortReuseOnTimeWait(t *testing.T) {
 		for _, f := range bothFamilies {
 			for range 5 {
 				o := netns.SocketOptions{}
-				in, err := dialFor(t, c.peer, at(f.peer, 33333), at(f.pod, 8080), o, patience)
-				if err != nil {
-					t.Fatal(err)
-				}
+				var in *client
+				eventually(t, "the client's own end of the last connection gone", func() bool {
+					var err error
+					in, err = dialFor(t, c.peer, at(f.peer, 33333), at(f.pod, 8080), o, patience)
+					if err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+						t.Fatal(err)
+					}
+					return err == nil
+				})
 				in.expect(t, "inbound", f.peer, at(f.pod, 8080))
 				if _, err := in.r.ReadByte(); err == nil {
 					t.Fatal("more than the greeting")
@@ -368,9 +369,7 @@ func TestEmptySlotsFailClosed(t *testing.T) {
 				}
 			}
 		}
-		if c.stat(t, "drop_no_listener") == 0 {
-			t.Error("drops were not counted")
-		}
+		eventually(t, "drops counted", func() bool { return c.stat(t, "drop_no_listener") > 0 })
 		// A client that is still trying gets through after the repair.
 		type result struct {
 			c   *client

@@ -21,6 +21,7 @@ type agent struct {
 	n      *node
 	r      *redirect.Redirector
 	server *handoff.Server
+	stop   func()
 
 	mu   sync.Mutex
 	pods map[string]*enrolled // guarded by mu
@@ -47,18 +48,23 @@ func newAgent(t testing.TB, n *node) *agent {
 	if err != nil {
 		t.Fatalf("capture: %v", err)
 	}
-	a.server, err = handoff.Listen(n.socket(), handoff.ServerConfig{Snapshot: a.snapshot, Logger: slog.New(slog.DiscardHandler)})
+	a.start()
+	t.Cleanup(func() { a.stop() })
+	return a
+}
+
+// start opens the hand-over; stop is the agent dying: its descriptors, and so
+// its copies of the listeners, stay with the test.
+func (a *agent) start() {
+	a.t.Helper()
+	s, err := handoff.Listen(a.n.socket(), handoff.ServerConfig{Snapshot: a.snapshot, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
-		t.Fatal(err)
+		a.t.Fatal(err)
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
-	go func() { defer close(done); a.server.Run(ctx) }()
-	t.Cleanup(func() {
-		cancel()
-		<-done
-	})
-	return a
+	go func() { defer close(done); s.Run(ctx) }()
+	a.server, a.stop = s, func() { cancel(); <-done }
 }
 
 func (n *node) socket() string { return filepath.Join(n.w.dir, n.name+".sock") }

@@ -2,9 +2,14 @@ package netns_test
 
 import (
 	"errors"
+	"fmt"
+	"io"
 	"net"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
 // A killed ztunnel leaves its pods captured: their connections wait, none
@@ -120,5 +125,130 @@ func TestDrain(t *testing.T) {
 	case <-ended:
 	case <-time.After(patience):
 		t.Fatal("the old ztunnel does not end although nothing is open")
+	}
+}
+
+// The node agent away: pods go on as they were. A new agent hands over the
+// same pods, which changes nothing for them, and enrols further ones.
+func TestAgentAway(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	server.serveHTTP(8080)
+	server.listen(9000, echo)
+	w.enrol(client, server)
+	open := client.mustDial(t, server.at(9000))
+	pingPong(t, open, "with the agent")
+	wire := capturing(t, w.a.ns, "wire0")
+
+	w.b.agent.stop()
+	eventually(t, "ztunnel says that the agent is away", func() error {
+		if _, err := w.b.get("127.0.0.1:15021", "/healthz/ready"); err == nil {
+			return errors.New("still ready")
+		}
+		return nil
+	})
+	pingPong(t, open, "token-without-the-agent")
+	client.mustCurl(t, server.at(8080), "token-new-without-the-agent")
+
+	w.b.agent.start()
+	w.waitReady(w.b)
+	late := w.newPod(w.b, "late")
+	late.serveHTTP(8080)
+	w.enrol(late)
+	client.mustCurl(t, late.at(8080), "token-late")
+	pingPong(t, open, "token-still-open")
+	if wire.contains("token-") {
+		t.Error("plaintext between the nodes")
+	}
+}
+
+// What was open before a pod was enrolled goes on as it was.
+func TestOlderConnectionsRunOn(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	server.listen(9000, echo)
+	w.control.settled(t)
+	old := client.mustDial(t, server.at(9000))
+	pingPong(t, old, "before")
+	w.enrol(client, server)
+	pingPong(t, old, "after")
+	fresh := client.mustDial(t, server.at(9000))
+	pingPong(t, fresh, "through the mesh")
+	w.release(client, server)
+	pingPong(t, old, "after the release")
+	old.CloseWrite()
+	if _, err := old.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("the end of the old connection: %v", err)
+	}
+}
+
+// A policy that the workload names and that has not come yet holds new
+// connections until it does.
+func TestPendingPolicyHolds(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	server.serveHTTP(8080)
+	w.enrol(client, server)
+	server.change = func(rec *mesh.Workload) { rec.Policies = []string{"demo/later"} }
+	w.announce(server, true)
+	w.control.settled(t)
+	answer := make(chan error, 1)
+	go func() {
+		_, err := client.curl(server.at(8080), "held")
+		answer <- err
+	}()
+	select {
+	case err := <-answer:
+		t.Fatalf("not held: %v", err)
+	case <-time.After(500 * time.Millisecond):
+	}
+	w.control.apply(mesh.Delta{Policies: []*mesh.Policy{{Name: "later", Namespace: "demo", Scope: mesh.ScopeWorkloadSelector,
+		Rules: []mesh.Rule{{}}}}})
+	if err := <-answer; err != nil {
+		t.Errorf("held connection: %v", err)
+	}
+	w.control.apply(mesh.Delta{RemovedPolicies: []string{"demo/later"}})
+	w.control.settled(t)
+	if _, err := client.curl(server.at(8080), "denied"); err == nil {
+		t.Error("a policy that does not come lets connections in")
+	}
+	w.b.zt.wantLog(t, "connection complete", `reason="policy_pending"`, "demo/later")
+}
+
+// Many short connections at once: every one is answered, and each has a source
+// port of its own.
+func TestManyConnections(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	server.serveHTTP(8080)
+	w.enrol(client, server)
+	const workers, each = 16, 50
+	var wg sync.WaitGroup
+	errs := make(chan error, workers)
+	began := time.Now()
+	for range workers {
+		wg.Go(func() {
+			for range each {
+				if _, err := client.curl(server.at(8080), "one of many"); err != nil {
+					errs <- err
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	close(errs)
+	for err := range errs {
+		t.Error(err)
+	}
+	t.Logf("%.0f requests per second, each on a connection of its own", workers*each/time.Since(began).Seconds())
+	eventually(t, "all are counted", func() error {
+		if n := w.b.metric(t, "istio_tcp_connections_closed_total", `reporter="destination"`, `response_flags="-"`); n != workers*each {
+			return fmt.Errorf("%v", n)
+		}
+		return nil
+	})
+	if n := w.b.metric(t, "ambit_connections_open"); n != 0 {
+		t.Errorf("%v connections still open", n)
 	}
 }

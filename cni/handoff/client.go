@@ -69,7 +69,9 @@ func RunClient(ctx context.Context, cfg ClientConfig) error {
 	if cfg.Ready == nil {
 		cfg.Ready = func(bool) {}
 	}
-	dial := backoff{first: 20 * time.Millisecond, cap: 15 * time.Second}
+	// Others wait up to 15 s. The socket is local, looking costs nothing, and
+	// pods that start while an agent is replaced wait for this.
+	dial := backoff{first: 20 * time.Millisecond, cap: time.Second}
 	lost := backoff{first: 5 * time.Millisecond, cap: 15 * time.Second, jitter: 0.2}
 	for {
 		conn, err := connect(ctx, cfg.Path)
@@ -80,8 +82,10 @@ func RunClient(ctx context.Context, cfg ClientConfig) error {
 			return nil
 		}
 		if err != nil {
+			if dial.last < dial.cap { // after that it would be a line per second
+				cfg.Logger.Warn("cannot reach the node agent", "socket", cfg.Path, "err", err)
+			}
 			wait := dial.next()
-			cfg.Logger.Warn("cannot reach the node agent", "socket", cfg.Path, "err", err, "retry", wait)
 			if !sleep(ctx, wait) {
 				return nil
 			}

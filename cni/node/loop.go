@@ -129,6 +129,7 @@ func (l *loop) run(ctx context.Context) error {
 					e.held.close() // ztunnel's copies and the pins go on
 				}
 			}
+			l.a.old.release()
 			return nil
 		case e := <-l.a.events:
 			l.handle(ctx, e)

@@ -1,7 +1,6 @@
 package node
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -17,22 +16,25 @@ import (
 	"github.com/ambitmesh/ambit/cni/redirect"
 )
 
-// recoverWait is how long a new agent waits for the ztunnel that has the
-// listeners of the agent before. ztunnel dials again within milliseconds.
-const recoverWait = 3 * time.Second
-
-// recovery gives listeners of the agent before back. All of them are collected
-// from the connected ztunnels in one pass, when the first is asked for.
+// recovery gives listeners of the agent before back. A ztunnel is searched
+// once, for the sockets of all pods, when the first pod after its connection
+// asks.
 type recovery struct {
-	once     sync.Once
-	expected map[uint64]bool // socket cookies; immutable after expect
+	mu       sync.Mutex
+	expected map[uint64]bool     // guarded by mu: socket cookies not taken yet
+	searched map[client]bool     // guarded by mu
+	found    map[uint64]*os.File // guarded by mu; by socket cookie
+}
 
-	mu    sync.Mutex
-	found map[uint64]*os.File // guarded by mu; by socket cookie
-	err   error               // guarded by mu
+// client tells two ztunnels apart even when a process id is used again.
+type client struct {
+	pid   int
+	since time.Time
 }
 
 func (r *recovery) expect(pods []enroll.IntendedPod) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	r.expected = make(map[uint64]bool)
 	for _, p := range pods {
 		for _, s := range p.Sockets {
@@ -41,15 +43,31 @@ func (r *recovery) expect(pods []enroll.IntendedPod) {
 	}
 }
 
-// take returns the listeners of one pod, nil when no process has them any
-// more. What it returns it gives only once.
-func (r *recovery) take(ctx context.Context, a *Agent, p enroll.IntendedPod) (*redirect.Listeners, error) {
+// take returns the listeners of one pod, nil when no connected ztunnel has
+// them. What it returns it gives only once.
+//
+// A ztunnel that has them may not have connected yet. Making new listeners
+// then fails, because the address of HBONE is still bound, and the pod is
+// tried again when a ztunnel connects; when it succeeds, nobody has them.
+func (r *recovery) take(clients []client, p enroll.IntendedPod) (*redirect.Listeners, error) {
 	if len(p.Sockets) == 0 {
 		return nil, nil
 	}
-	r.once.Do(func() { r.search(ctx, a) })
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	var errs []error
+	for _, c := range clients {
+		if r.searched[c] {
+			continue
+		}
+		if r.searched == nil {
+			r.searched, r.found = make(map[client]bool), make(map[uint64]*os.File)
+		}
+		r.searched[c] = true
+		if err := copySockets(c.pid, r.expected, r.found); err != nil {
+			errs = append(errs, fmt.Errorf("ztunnel %d: %w", c.pid, err))
+		}
+	}
 	files := make([]*os.File, len(p.Sockets))
 	var missing []string
 	for i, s := range p.Sockets {
@@ -59,7 +77,10 @@ func (r *recovery) take(ctx context.Context, a *Agent, p enroll.IntendedPod) (*r
 		delete(r.found, s.Cookie)
 	}
 	if len(missing) == len(files) {
-		return nil, r.err
+		return nil, errors.Join(errs...)
+	}
+	for _, s := range p.Sockets {
+		delete(r.expected, s.Cookie)
 	}
 	l := new(redirect.Listeners)
 	for i, s := range p.Sockets {
@@ -72,22 +93,29 @@ func (r *recovery) take(ctx context.Context, a *Agent, p enroll.IntendedPod) (*r
 	return l, nil
 }
 
-// search looks through the descriptors of every connected ztunnel.
-func (r *recovery) search(ctx context.Context, a *Agent) {
-	found := make(map[uint64]*os.File)
-	var errs []error
-	deadline := time.Now().Add(recoverWait)
-	for len(a.zds.Clients()) == 0 && time.Now().Before(deadline) && sleep(ctx, 20*time.Millisecond) {
-	}
-	for _, c := range a.zds.Clients() {
-		if err := copySockets(c.PID, r.expected, found); err != nil {
-			errs = append(errs, fmt.Errorf("ztunnel %d: %w", c.PID, err))
-		}
-	}
+// drop gives up the listeners of a pod that has ended: a copy of ours would
+// keep its namespace alive.
+func (r *recovery) drop(p enroll.IntendedPod) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.found, r.err = found, errors.Join(errs...)
-	a.log.Info("looked for the listeners of the agent before", "expected", len(r.expected), "found", len(found), "err", r.err)
+	for _, s := range p.Sockets {
+		if f := r.found[s.Cookie]; f != nil {
+			f.Close()
+		}
+		delete(r.found, s.Cookie)
+		delete(r.expected, s.Cookie)
+	}
+}
+
+// release closes what nobody asked for.
+func (r *recovery) release() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range r.found {
+		f.Close()
+	}
+	r.found = nil
+	r.searched = nil
 }
 
 // copySockets duplicates those sockets of a process whose cookie is wanted.

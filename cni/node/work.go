@@ -194,8 +194,12 @@ func (j *job) enrol(ctx context.Context) error {
 		return err
 	}
 	state := ""
-	if j.held != nil && j.held.set {
+	switch {
+	case j.held != nil && j.held.set:
 		state = redirectionPending
+	case j.before != nil:
+		// The agent before captured it and nobody has undone that.
+		state = j.pod.Annotations[annotationRedirect]
 	}
 	return errors.Join(err, j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: state, annotationReason: err.Error()}))
 }
@@ -206,7 +210,7 @@ func (j *job) capture(ctx context.Context) error {
 	}
 	h := j.held
 	if h.listeners == nil {
-		if err := j.listen(ctx); err != nil {
+		if err := j.listen(); err != nil {
 			return err
 		}
 	}
@@ -358,15 +362,20 @@ func (j *job) ask(ctx context.Context) (sandbox, error) {
 
 // listen gets the pod's listeners: back from a ztunnel that has them from the
 // agent before, or new ones.
-func (j *job) listen(ctx context.Context) error {
+func (j *job) listen() error {
 	h := j.held
 	if j.before != nil && j.before.ContainerID == h.containerID && j.before.Cookie == h.cookie {
-		l, err := j.a.old.take(ctx, j.a, *j.before)
+		var clients []client
+		for _, c := range j.a.zds.Clients() {
+			clients = append(clients, client{c.PID, c.Since})
+		}
+		l, err := j.a.old.take(clients, *j.before)
 		if err != nil {
 			j.a.log.Warn("cannot take a pod's listeners back from ztunnel, making new ones", "pod", podName(j.pod), "err", err)
 		}
 		if l != nil {
 			h.listeners, h.sockets = l, j.before.Sockets
+			j.a.log.Debug("pod's listeners taken back from ztunnel", "pod", podName(j.pod))
 			return nil
 		}
 	}
@@ -457,6 +466,9 @@ func (j *job) forget(ctx context.Context) error {
 func (j *job) forgetHeld(ctx context.Context, tell bool) error {
 	h := j.held
 	j.a.served.remove(j.uid)
+	if j.before != nil {
+		j.a.old.drop(*j.before)
+	}
 	if tell {
 		if err := j.a.zds.Del(ctx, j.uid); err != nil {
 			// It drops the connection over this and asks for a new snapshot,

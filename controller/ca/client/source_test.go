@@ -215,13 +215,14 @@ func TestConnectionsGoBeforePrefetches(t *testing.T) {
 		got := make(chan error, 1)
 		go func() { _, err := s.Certificate(t.Context(), account("urgent")); got <- err }()
 		synctest.Wait()
+		ca.hold <- struct{}{} // one request ends, one place is free
+		synctest.Wait()
+		if n := ca.count(); n != parallel+1 || ca.asked[parallel] != account("urgent") {
+			t.Errorf("%d requests, the last for %v", n, ca.asked[n-1])
+		}
 		close(ca.hold)
 		if err := <-got; err != nil {
 			t.Fatal(err)
-		}
-		synctest.Wait()
-		if ca.asked[parallel] != account("urgent") {
-			t.Errorf("asked for %v first", ca.asked[parallel])
 		}
 	})
 }

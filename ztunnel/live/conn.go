@@ -214,7 +214,10 @@ func (c *Conn) End(err error) {
 	var suppressed uint64
 	if err != nil {
 		m.reasons.WithLabelValues(c.reporter.String(), string(reason)).Inc()
-		level = slog.LevelError
+		// A reset is an application's choice, not the mesh's failure.
+		if reason != ClientReset && reason != ServerReset {
+			level = slog.LevelError
+		}
 		var ok bool
 		if ok, suppressed = c.allow(reason); !ok {
 			return

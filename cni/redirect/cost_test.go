@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/cilium/ebpf"
@@ -37,6 +38,42 @@ func BenchmarkSetCold(b *testing.B) {
 			b.Fatal(err)
 		}
 		ns.Close()
+		b.StartTimer()
+	}
+}
+
+// BenchmarkSetFifty enrols fifty fresh namespaces at once.
+func BenchmarkSetFifty(b *testing.B) {
+	needRoot(b)
+	r, err := New(Options{PinRoot: pinRoot(b)})
+	if err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		spaces := make([]*netns.NS, 50)
+		for i := range spaces {
+			if spaces[i], err = netns.New(); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.StartTimer()
+		var wg sync.WaitGroup
+		for i, ns := range spaces {
+			wg.Go(func() {
+				if err := r.Set(Config{ContainerID: fmt.Sprint("c", i), UID: "u", NS: ns, Addrs: []netip.Addr{podAddr4}}); err != nil {
+					b.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		b.StopTimer()
+		for i, ns := range spaces {
+			if err := r.Clear(fmt.Sprint("c", i), ns); err != nil {
+				b.Error(err)
+			}
+			ns.Close()
+		}
 		b.StartTimer()
 	}
 }

@@ -6,6 +6,14 @@
 // call enrols a pod, updates its programs under running connections and repairs
 // drift. Nothing is kept in memory between calls: a new agent finds all of it
 // in the pins and in the namespace.
+//
+// What capture is not: a boundary against CAP_NET_RAW, because a packet socket
+// with PACKET_QDISC_BYPASS sends past every tc program; and it does not cover a
+// device added to the pod between its appearance and the Set that Watch calls
+// for. New TCP connections over a device without an Ethernet header (tun,
+// wireguard) are dropped, not captured. Where the CNI plugin hands frames
+// straight to the pod (redirect_peer), probes are not stamped and count as any
+// other plaintext.
 package redirect
 
 import (

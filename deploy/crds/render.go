@@ -8,6 +8,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -122,8 +123,11 @@ func stripComments(doc string) string {
 // admission policy that guards against mixing channels.
 func gateway(dir string) (map[string][]byte, error) {
 	paths, err := filepath.Glob(filepath.Join(dir, "config", "crd", "standard", "*.yaml"))
-	if err != nil || len(paths) == 0 {
-		return nil, fmt.Errorf("no definitions in config/crd/standard: %v", err)
+	if err != nil {
+		return nil, err
+	}
+	if len(paths) == 0 {
+		return nil, errors.New("no definitions in config/crd/standard")
 	}
 	files := map[string][]byte{}
 	for _, p := range paths {

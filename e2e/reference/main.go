@@ -62,7 +62,7 @@ func flagsPage(root string) (string, error) {
 		err := cmd.Run()
 		text := strings.ReplaceAll(out.String(), "\nexit status 2\n", "\n")
 		if !strings.Contains(text, "-") {
-			return "", fmt.Errorf("%s: no help: %v: %s", strings.Join(h, " "), err, text)
+			return "", fmt.Errorf("%s: no help: %w: %s", strings.Join(h, " "), err, text)
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n```\n%s\n```\n", strings.TrimSuffix(strings.Join(h[:len(h)-1], " "), " -h"), strings.TrimSpace(text))
 	}

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -75,7 +76,7 @@ func (s *CASecret) Load(ctx context.Context) (string, map[string][]byte, error) 
 	if apierrors.IsAlreadyExists(err) {
 		secret, err = s.get(ctx, SelfSignedSecret)
 		if err == nil && secret == nil {
-			err = fmt.Errorf("Secret %s/%s: deleted while it was being created", s.cfg.Namespace, SelfSignedSecret)
+			err = errors.New("deleted while it was being created")
 		}
 	} else if err == nil {
 		s.cfg.Logger.Info("made a self-signed CA", "secret", s.cfg.Namespace+"/"+SelfSignedSecret)

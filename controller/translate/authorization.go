@@ -120,7 +120,7 @@ func (r *ruleReader) condition(rules int) *Condition {
 	if len(r.errs) > 0 {
 		details := make([]string, len(r.errs))
 		for i, err := range r.errs {
-			details[i] = err.(*Error).Detail()
+			details[i] = err.Detail()
 		}
 		c.True, c.Reason, c.Message = false, ReasonInvalid, strings.Join(details, "; ")
 	}

@@ -26,7 +26,7 @@ func (e *Error) Detail() string { return fmt.Sprintf("%s: %q: %s", e.Field, e.Va
 // wrong with them.
 type object struct {
 	kind, namespace, name string
-	errs                  []error
+	errs                  []*Error
 }
 
 func (o *object) bad(field, value, problem string) {
@@ -34,7 +34,13 @@ func (o *object) bad(field, value, problem string) {
 }
 
 // err joins what was found, nil when nothing.
-func (o *object) err() error { return errors.Join(o.errs...) }
+func (o *object) err() error {
+	errs := make([]error, len(o.errs))
+	for i, e := range o.errs {
+		errs[i] = e
+	}
+	return errors.Join(errs...)
+}
 
 // index names element i of a list field.
 func index(field string, i int) string { return field + "[" + strconv.Itoa(i) + "]" }

@@ -51,6 +51,7 @@ type Conn struct {
 	draining    bool      // a GOAWAY was sent or received; no further stream of ours
 	peerGone    error     // what the peer's GOAWAY said, if it was an error
 	err         error
+	cut         bool // it ended with streams open
 	idleSince   time.Time
 	notify      func()
 	ping        keepalive
@@ -188,6 +189,7 @@ func (c *Conn) fail(err error) {
 	}
 	c.err = ce
 	streams := c.streams
+	c.cut = len(streams) > 0
 	c.streams = nil
 	c.active = 0
 	notify := c.notify
@@ -233,11 +235,12 @@ func (c *Conn) RemoteAddr() netip.AddrPort { return c.remote }
 // Stats are totals of a connection.
 type Stats struct {
 	BytesIn, BytesOut uint64 // decrypted, with HTTP/2 framing
+	RecordsOut        uint64 // TLS records
 }
 
 // Stats returns the totals so far.
 func (c *Conn) Stats() Stats {
-	return Stats{BytesIn: c.bytesIn.Load(), BytesOut: c.bytesOut.Load()}
+	return Stats{BytesIn: c.bytesIn.Load(), BytesOut: c.bytesOut.Load(), RecordsOut: c.records.Load()}
 }
 
 // Streams is how many streams are open or being opened.

@@ -2,6 +2,7 @@ package hbone_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io"
 	"net"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/hbone/hbonetest"
+	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 func TestServerGoAway(t *testing.T) {
@@ -191,18 +193,43 @@ func TestHandlerWithoutAnswer(t *testing.T) {
 	}
 }
 
+// TestRefusedClient has a certificate the server does not take. TLS 1.3 tells
+// the client only once it reads.
+func TestRefusedClient(t *testing.T) {
+	refused := make(chan error, 1)
+	s := hbonetest.NewServer(t, hbonetest.Options{OnHandshakeError: func(err error) { refused <- err }}, echo)
+	nc, err := s.DialRaw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cert := hbonetest.NewCA(t).Issue(hbonetest.ClientID, hbonetest.IssueOptions{})
+	src := hbonetest.Source{Trust: s.CA.Roots(), Certs: map[identity.ID]*tls.Certificate{hbonetest.ClientID: &cert}}
+	c, err := hbone.NewClient(ctx5(t), nc, identity.ClientConfig(src, hbonetest.ClientID, []identity.ID{hbonetest.ServerID}), hbone.Config{})
+	if err == nil {
+		defer c.Close()
+		_, err = c.Open(ctx5(t), hbone.Request{Authority: "a:1"})
+	}
+	var ce *hbone.ConnError
+	if !errors.As(err, &ce) || !strings.Contains(err.Error(), "bad certificate") {
+		t.Errorf("client: %v", err)
+	}
+	var ve *identity.VerifyError
+	if err := <-refused; !errors.As(err, &ve) || ve.Cause != identity.UnknownAuthority {
+		t.Errorf("server: %v", err)
+	}
+}
+
 // TestDoubleTunnel runs one connection inside a stream of another.
 func TestDoubleTunnel(t *testing.T) {
 	inner := hbonetest.NewServer(t, hbonetest.Options{Memory: true}, echo)
+	served := make(chan error, 1)
 	outer := hbonetest.Pair(t, hbonetest.Options{}, func(in *hbone.Incoming) {
 		s, err := in.Accept()
 		if err != nil {
 			t.Error(err)
 			return
 		}
-		if err := inner.Hbone.Serve(context.Background(), s); err != nil {
-			t.Errorf("inner server: %v", err)
-		}
+		served <- inner.Hbone.Serve(context.Background(), s)
 	})
 	s := open(t, outer, "svc.example:15008")
 	c, err := inner.Client(ctx5(t), s)
@@ -218,6 +245,9 @@ func TestDoubleTunnel(t *testing.T) {
 		t.Error(err)
 	}
 	c.Close()
+	if err := <-served; err != nil {
+		t.Errorf("inner server: %v", err)
+	}
 }
 
 // TestNothingIsLeft opens and ends everything in every way and counts goroutines and

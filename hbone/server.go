@@ -30,7 +30,7 @@ type Server struct {
 // Serve serves one connection, which it owns, until it has ended and all
 // handlers have returned. When ctx ends it sends GOAWAY and waits for the open
 // streams, however long they last; aborting them is up to the handlers. The
-// error is nil if the connection ended in order.
+// error is nil if the connection ended in order, with no stream open.
 func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	c, err := handshake(ctx, nc, s.TLS, s.Config.filled(false), false)
 	if err != nil {
@@ -46,7 +46,10 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	stop()
 	c.handlers.Wait()
 	err = c.Err()
-	if errors.Is(err, ErrPeerClosed) && c.in.settled || errors.Is(err, ErrClosed) {
+	c.mu.Lock()
+	cut := c.cut
+	c.mu.Unlock()
+	if errors.Is(err, ErrPeerClosed) && c.in.settled && !cut || errors.Is(err, ErrClosed) {
 		return nil
 	}
 	if !c.in.settled && s.OnHandshakeError != nil {

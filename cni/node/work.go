@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambitmesh/ambit/cni/cri"
@@ -380,6 +381,9 @@ func (j *job) listen() error {
 		}
 	}
 	l, err := redirect.Listen(h.ns, h.addrs)
+	if errors.Is(err, unix.EADDRINUSE) && j.before != nil {
+		return fmt.Errorf("its listeners are held by a ztunnel that has not connected yet: %w", err)
+	}
 	if err != nil {
 		return err
 	}

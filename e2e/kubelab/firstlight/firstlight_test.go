@@ -1,0 +1,45 @@
+package firstlight
+
+import "testing"
+
+// TestFirstLight shares one cluster. The first group leaves the mesh alone, so
+// its tests run side by side, each in its own namespace; the others break
+// something of the mesh and run one after the other.
+func TestFirstLight(t *testing.T) {
+	l := start(t)
+	t.Run("mesh", func(t *testing.T) {
+		for name, test := range map[string]func(*testing.T, *lab){
+			"running pods are captured without a restart":        labelRunningPods,
+			"a pod's first byte is encrypted":                    firstByte,
+			"pods opt in and out by their own label":             ownLabel,
+			"un-label breaks nothing":                            unlabel,
+			"older connections run on":                           olderConnections,
+			"meshed and un-meshed pods reach each other":         mixed,
+			"a policy refuses with a reason":                     policyDenies,
+			"STRICT refuses an un-meshed client":                 strict,
+			"a policy that cannot be honoured says which field":  badPolicy,
+			"ambit version names every component":                cliVersion,
+			"ambit status tells what is captured and what isn't": cliStatus,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				test(t, l)
+			})
+		}
+	})
+	for _, c := range []struct {
+		name string
+		test func(*testing.T, *lab)
+	}{
+		{"ztunnel killed", ztunnelKilled},
+		{"node agent killed", agentKilled},
+		{"controller away", controllerAway},
+		{"CA Secret missing", secretMissing},
+		{"conflist rewritten by another tool", conflistRewritten},
+		{"agent away while pods start", agentAway},
+		{"node reboot", reboot},
+		{"uninstall leaves nothing", uninstall},
+	} {
+		t.Run(c.name, func(t *testing.T) { c.test(t, l) })
+	}
+}

@@ -152,8 +152,12 @@ func (c *Conn) run() {
 	}
 }
 
-// lingerTime is how long a peer we have sent a last word may take to read it.
-const lingerTime = time.Second
+// lingerTime is how long a peer we have sent a last word may take to read it, and
+// lingerBytes how much it may still send.
+const (
+	lingerTime  = time.Second
+	lingerBytes = 4 << 20
+)
 
 // linger closes nc in a way that lets the peer read what was sent last:
 // closing with unread input would make the kernel send a reset instead.
@@ -164,10 +168,12 @@ func linger(nc net.Conn) {
 		return
 	}
 	var sink [4096]byte
-	for range 64 {
-		if _, err := nc.Read(sink[:]); err != nil {
+	for n := 0; n < lingerBytes; {
+		k, err := nc.Read(sink[:])
+		if err != nil {
 			return
 		}
+		n += k
 	}
 }
 
@@ -189,7 +195,11 @@ func (c *Conn) fail(err error) {
 	}
 	c.err = ce
 	streams := c.streams
-	c.cut = len(streams) > 0
+	for _, s := range streams {
+		if s.halves.Load()&(recvEnded|endQueued) != recvEnded|endQueued {
+			c.cut = true
+		}
+	}
 	c.streams = nil
 	c.active = 0
 	notify := c.notify

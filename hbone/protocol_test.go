@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -185,10 +186,8 @@ func TestConnectionErrors(t *testing.T) {
 		}},
 		{"more than the connection window", http2.ErrCodeFlowControl, func(p *rawPeer) {
 			p.start()
-			for id := uint32(1); id < 9; id += 2 {
-				p.connect(id, false)
-				p.fr.WriteData(id, false, make([]byte, 60_000))
-			}
+			p.connect(1, false)
+			p.fr.WriteData(1, false, make([]byte, 150_000))
 		}},
 		{"PUSH_PROMISE", http2.ErrCodeProtocol, func(p *rawPeer) {
 			p.start()
@@ -241,10 +240,12 @@ func TestConnectionErrors(t *testing.T) {
 			if strings.Contains(tc.name, "open stream") {
 				<-sent
 			}
+			release := sync.OnceFunc(func() { close(hold) })
+			t.Cleanup(release)
 			p.awaitGoAway(tc.code)
 			<-sent
 			p.nc.Close()
-			close(hold)
+			release()
 			s.Close()
 			errs := s.Errors()
 			var ce *hbone.ConnError

@@ -63,6 +63,7 @@ const (
 	sendEnded   = 1 << iota // we sent END_STREAM or a reset passed
 	recvEnded               // the peer did
 	resetPassed             // a reset passed, or the connection failed
+	endQueued               // END_STREAM is about to be queued: sendEnded follows
 	bothEnded   = sendEnded | recvEnded
 )
 
@@ -135,7 +136,7 @@ func (s *Stream) endSend(err error) {
 
 // sendReset tells the peer, unless it has nothing to do with the stream any more.
 func (s *Stream) sendReset(code http2.ErrCode) {
-	if old := s.halves.Or(resetPassed); old&resetPassed == 0 && old != bothEnded {
+	if old := s.halves.Or(resetPassed); old&resetPassed == 0 && old&bothEnded != bothEnded {
 		s.c.out.reset(s.id, code)
 	}
 }
@@ -525,6 +526,7 @@ func (s *Stream) CloseWrite() error {
 		return err
 	}
 	s.send.closed = true
+	s.halves.Or(endQueued)
 	s.send.changed.Broadcast()
 	s.send.mu.Unlock()
 	s.c.out.endStream(s.id)

@@ -427,6 +427,9 @@ func fold(sum uint64, p []byte) uint64 {
 
 // TestRelayDoesNotAllocate counts allocations of a whole path in steady state.
 func TestRelayDoesNotAllocate(t *testing.T) {
+	if raceDetector {
+		t.Skip("the race detector makes sync.Pool forget")
+	}
 	ts := newTunnels(t, hbonetest.Options{})
 	tn := ts.open()
 	small := make([]byte, 1024)

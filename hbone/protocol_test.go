@@ -98,8 +98,10 @@ func (p *rawPeer) awaitReset(id uint32, code http2.ErrCode) {
 
 func (p *rawPeer) awaitStatus(id uint32, status string) {
 	p.t.Helper()
-	f := p.await("status "+status, func(f http2.Frame) bool { return f.Header().Type == http2.FrameHeaders }).(*http2.MetaHeadersFrame)
-	if f.StreamID != id || f.PseudoValue("status") != status {
+	f := p.await("status "+status, func(f http2.Frame) bool {
+		return f.Header().Type == http2.FrameHeaders && f.Header().StreamID == id
+	}).(*http2.MetaHeadersFrame)
+	if f.PseudoValue("status") != status {
 		p.t.Errorf("stream %d status %s, want %d %s", f.StreamID, f.PseudoValue("status"), id, status)
 	}
 }

@@ -128,7 +128,7 @@ func (in *Incoming) Accept(h ...Header) (*Stream, error) {
 		return nil, err
 	}
 	var space [256]byte
-	s.c.out.headers(s.id, appendResponse(space[:0], 200, h), false)
+	s.c.out.response(s, appendResponse(space[:0], 200, h), false)
 	return s, nil
 }
 
@@ -146,7 +146,7 @@ func (in *Incoming) Reject(status int) {
 		return
 	}
 	var space [16]byte
-	s.c.out.headers(s.id, appendResponse(space[:0], status, nil), true)
+	s.c.out.response(s, appendResponse(space[:0], status, nil), true)
 	s.ended(sendEnded)
 	// RFC 9113 8.1: the rest of the request is not wanted, which is no error.
 	s.refuse(http2.ErrCodeNo, fmt.Errorf("rejected with status %d", status))

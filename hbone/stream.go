@@ -529,7 +529,7 @@ func (s *Stream) CloseWrite() error {
 	s.halves.Or(endQueued)
 	s.send.changed.Broadcast()
 	s.send.mu.Unlock()
-	s.c.out.endStream(s.id)
+	s.c.out.endStream(s)
 	s.ended(sendEnded)
 	return nil
 }

@@ -212,6 +212,12 @@ func (w *writer) preface() {
 // data queues buf, whose first n bytes are a whole DATA frame of s.
 func (w *writer) data(s *Stream, buf *frameBuf, n int) (kept bool) {
 	w.mu.Lock()
+	if s.halves.Load()&resetPassed != 0 {
+		// Nothing follows a RST_STREAM (RFC 9113 5.1). The connection's window was not used.
+		w.mu.Unlock()
+		s.refund(n - frameHeaderLen)
+		return false
+	}
 	if n <= smallFrame && w.staged < maxStaged {
 		w.stageLocked(buf.b[:n])
 		w.kick(true)
@@ -226,9 +232,11 @@ func (w *writer) data(s *Stream, buf *frameBuf, n int) (kept bool) {
 }
 
 // endStream queues an empty DATA frame with END_STREAM.
-func (w *writer) endStream(id uint32) {
+func (w *writer) endStream(s *Stream) {
 	w.mu.Lock()
-	_ = w.framer.WriteData(id, true, nil)
+	if s.halves.Load()&resetPassed == 0 {
+		_ = w.framer.WriteData(s.id, true, nil)
+	}
 	w.kick(true)
 }
 
@@ -288,9 +296,12 @@ func (w *writer) headersLocked(id uint32, block []byte, end bool) {
 	}
 }
 
-func (w *writer) headers(id uint32, block []byte, end bool) {
+// response queues the answer to a request, unless the stream was reset.
+func (w *writer) response(s *Stream, block []byte, end bool) {
 	w.mu.Lock()
-	w.headersLocked(id, block, end)
+	if s.halves.Load()&resetPassed == 0 {
+		w.headersLocked(s.id, block, end)
+	}
 	w.kick(true)
 }
 

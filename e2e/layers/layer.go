@@ -39,7 +39,7 @@ var layers = []layer{
 	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-timeout=15m", "./e2e/netns/..."}, root: true},
 	{name: "kubelab", what: "a real Kubernetes in namespaces (compiled once, about five minutes)",
 		prepare: []string{"go", "run", "./cmd/kubelab", "build"},
-		dir:     "e2e/kubelab", args: []string{"-count=1", "-timeout=20m", "./..."}, root: true, needs: []string{"containerd", "runc", "nft"}},
+		dir:     "e2e/kubelab", args: []string{"-count=1", "-timeout=20m", "."}, root: true, needs: []string{"containerd", "runc", "nft"}},
 }
 
 func names() []string {

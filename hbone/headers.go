@@ -17,11 +17,9 @@ type headerBlock struct {
 	limit uint32
 
 	stream    uint32 // 0: no block begun
-	end       bool
 	fragments int
 	wire      int
 	size      uint32 // RFC 9113 6.5.2: names, values and 32 for each
-	malformed string
 	h         *block
 }
 

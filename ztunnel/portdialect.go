@@ -82,7 +82,7 @@ func originalDestination(c *net.TCPConn) netip.AddrPort {
 		return local
 	}
 	dst := local
-	raw.Control(func(fd uintptr) {
+	_ = raw.Control(func(fd uintptr) { // a closed socket keeps its local address
 		// The two structures are of the sizes of sockaddr_in (16 bytes) and at
 		// least sockaddr_in6 (28); their contents are not what they are named
 		// for.

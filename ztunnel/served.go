@@ -43,7 +43,8 @@ func (n *Node) serve(p handoff.Pod) (*served, error) {
 		live: &live.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
 	}
 	if err := v.open(); err != nil {
-		return nil, errors.Join(err, v.closeListeners())
+		v.closeListeners()
+		return nil, err
 	}
 	var original func(*net.TCPConn) netip.AddrPort
 	if !v.slots {
@@ -115,14 +116,13 @@ func (p *served) open() error {
 	return nil
 }
 
-func (p *served) closeListeners() error {
-	var errs []error
+// closeListeners stops accepting. Closing fails only when it was done before.
+func (p *served) closeListeners() {
 	for _, ln := range append([]net.Listener{p.out, p.in}, p.hbone...) {
 		if ln != nil {
-			errs = append(errs, ln.Close())
+			_ = ln.Close()
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // drain stops accepting. Connections go on; HBONE peers are told to use

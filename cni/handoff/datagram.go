@@ -128,7 +128,7 @@ func duplicate(files []*os.File) ([]int, error) {
 		})
 		if err != nil {
 			// The raw error of a closed file is an internal one of package os.
-			return fds, fmt.Errorf("duplicate descriptor: %w (%v)", os.ErrClosed, err)
+			return fds, fmt.Errorf("duplicate descriptor: %w (%w)", os.ErrClosed, err)
 		}
 		if dupErr != nil {
 			return fds, fmt.Errorf("duplicate descriptor: %w", dupErr)

@@ -143,11 +143,9 @@ func shapes() []shape {
 func sendRaw(t *testing.T, ns *netns.NS, dst netip.Addr, packets [][]byte) {
 	t.Helper()
 	within(t, ns, func() error {
-		family, to := unix.AF_INET, unix.Sockaddr(&unix.SockaddrInet4{})
-		if dst.Is6() {
-			family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: dst.As16()}
-		} else {
-			to = &unix.SockaddrInet4{Addr: dst.As4()}
+		family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: dst.As16()})
+		if dst.Is4() {
+			family, to = unix.AF_INET, &unix.SockaddrInet4{Addr: dst.As4()}
 		}
 		fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 		if err != nil {
@@ -187,10 +185,10 @@ func TestHiddenSYNs(t *testing.T) {
 					}
 					drops := func() uint64 { return c.stat(t, "drop_fragment") + c.stat(t, "drop_unparsed") }
 					seen := func() uint64 { return c.stat(t, way+"_captured") }
-					dropped, taken := drops(), seen()
+					dropped := drops()
 					// Neighbour resolution first, so that the SYN is not queued.
 					dial(t, from, at(dst, 8080))
-					taken = seen()
+					taken := seen()
 					packets := s.make(at(src, port), at(dst, 8080))
 					sendRaw(t, from, dst, packets)
 					if s.whole {

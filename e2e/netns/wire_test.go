@@ -18,7 +18,6 @@ type capture struct {
 
 	mu     sync.Mutex
 	frames bytes.Buffer // guarded by mu
-	count  int          // guarded by mu
 }
 
 // maxCapture bounds what a test may let pass while it captures.
@@ -53,7 +52,6 @@ func capturing(t testing.TB, ns *netns.NS, device string) *capture {
 			if c.frames.Len() < maxCapture {
 				c.frames.Write(buf[:max(n, 0)])
 			}
-			c.count++
 			c.mu.Unlock()
 		}
 	}()
@@ -87,10 +85,4 @@ func (c *capture) contains(token string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return bytes.Contains(c.frames.Bytes(), []byte(token))
-}
-
-func (c *capture) seen() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.count
 }

@@ -357,8 +357,8 @@ func (s *Source) failedLocked(e *entry, err error, now time.Time) {
 	wait := time.Duration(float64(e.backoff) * (0.8 + 0.4*rand.Float64()))
 	e.due = now.Add(min(wait, maxBackoff))
 	kept := e.valid(now)
-	if end := now; kept {
-		if end = e.got.certificate.Leaf.NotAfter; e.due.After(end) {
+	if kept {
+		if end := e.got.certificate.Leaf.NotAfter; e.due.After(end) {
 			e.due = end
 		}
 	}

@@ -96,6 +96,7 @@ const (
 	diagRequestSize  = 56
 	diagMessageSize  = 72
 	diagMark         = 15 // INET_DIAG_MARK, for CAP_NET_ADMIN
+	diagCgroup       = 21 // INET_DIAG_CGROUP_ID, Linux 5.8
 	netlinkHeader    = 16
 )
 
@@ -159,23 +160,14 @@ func parseDiag(b []byte, local netip.AddrPort) (uint32, error) {
 	if len(b) < diagMessageSize {
 		return 0, errors.New("sock_diag: short message")
 	}
-	const listen = 10
-	if state := b[1]; state == listen || binary.BigEndian.Uint16(b[4:]) != local.Port() {
+	if state := b[1]; state == tcpListen || binary.BigEndian.Uint16(b[4:]) != local.Port() {
 		return 0, errors.New("only a listener is there")
 	}
-	for attrs := b[diagMessageSize:]; len(attrs) >= 4; {
-		size, kind := int(ne.Uint16(attrs)), ne.Uint16(attrs[2:])
-		if size < 4 || size > len(attrs) {
-			return 0, errors.New("sock_diag: broken attribute")
+	var mark uint32
+	err := attributes(b[diagMessageSize:], func(kind uint16, value []byte) {
+		if kind == diagMark && len(value) >= 4 {
+			mark = ne.Uint32(value)
 		}
-		if kind == diagMark && size >= 8 {
-			return ne.Uint32(attrs[4:]), nil
-		}
-		next := (size + 3) &^ 3
-		if next > len(attrs) {
-			break
-		}
-		attrs = attrs[next:]
-	}
-	return 0, nil
+	})
+	return mark, err
 }

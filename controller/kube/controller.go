@@ -18,6 +18,7 @@ type Controller struct {
 	dirty      *dirtySet
 	translator *translator
 	writer     *writer
+	reported   reported
 	synced     chan struct{} // closed once, when the first snapshot is published
 }
 
@@ -36,7 +37,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c.translator = newTranslator(&c.cfg, cs, c.dirty, m, c.writer.want)
-	if err := cs.recordAll(c.dirty); err != nil {
+	if c.reported, err = cs.recordAll(c.dirty); err != nil {
 		return nil, err
 	}
 	return c, nil
@@ -70,13 +71,13 @@ func (c *Controller) Run(ctx context.Context) error {
 	}
 	if present {
 		c.caches.istio.Start(ctx.Done())
-		err = awaitSync(ctx, c.caches.policies, c.caches.peers)
+		err = awaitSync(ctx, c.reported.policies...)
 	} else {
 		c.cfg.Logger.Warn("the API server has no security.istio.io/v1 types: no policy is enforced until their CRDs are installed")
 		wg.Go(func() { c.awaitPolicyTypes(ctx) })
 	}
 	if err == nil {
-		err = awaitSync(ctx, c.caches.namespaces, c.caches.nodes, c.caches.pods, c.caches.services, c.caches.slices)
+		err = awaitSync(ctx, c.reported.core...)
 	}
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package kube
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"time"
@@ -139,8 +140,10 @@ func slicePods(obj any) ([]string, error) {
 }
 
 // record makes inf report changes of kind k to dirty, except updates that same
-// says change nothing a translation reads.
-func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirtySet, same func(old, now T) bool) error {
+// says change nothing a translation reads. The result says whether everything
+// inf found at its start has been reported: the informer itself is synced a
+// moment before that, because it calls its handlers from another goroutine.
+func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirtySet, same func(old, now T) bool) (cache.InformerSynced, error) {
 	add := func(obj any) {
 		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = gone.Obj
@@ -149,7 +152,7 @@ func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirty
 			dirty.add(key{k, o.GetNamespace(), o.GetName()})
 		}
 	}
-	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
+	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
 		AddFunc:    add,
 		DeleteFunc: add,
 		UpdateFunc: func(old, now any) {
@@ -162,41 +165,43 @@ func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirty
 		},
 	})
 	if err != nil {
-		return fmt.Errorf("watch %s: %w", k, err)
+		return nil, fmt.Errorf("watch %s: %w", k, err)
 	}
-	return nil
+	return reg.HasSynced, nil
 }
 
-func (cs *caches) recordAll(dirty *dirtySet) error {
-	for _, err := range []error{
-		record(cs.namespaces, kindNamespace, dirty, func(o, n *corev1.Namespace) bool {
-			return maps.Equal(o.Labels, n.Labels) && maps.Equal(o.Annotations, n.Annotations)
-		}),
-		// A kubelet writes its node's status all the time; only labels count.
-		record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool { return maps.Equal(o.Labels, n.Labels) }),
-		record(cs.pods, kindPod, dirty, func(_, _ *corev1.Pod) bool { return false }),
-		record(cs.services, kindService, dirty, func(_, _ *corev1.Service) bool { return false }),
-		record(cs.slices, kindSlice, dirty, func(_, _ *discoveryv1.EndpointSlice) bool { return false }),
-		record(cs.policies, kindPolicy, dirty, func(o, n *securityv1.AuthorizationPolicy) bool {
-			return o.UID == n.UID && o.Generation == n.Generation && maps.Equal(o.Annotations, n.Annotations)
-		}),
-		record(cs.peers, kindPeer, dirty, func(o, n *securityv1.PeerAuthentication) bool {
-			return o.UID == n.UID && o.Generation == n.Generation
-		}),
-	} {
-		if err != nil {
-			return err
+// reported says of the API server's own types and of the policy types whether
+// all that was there at the start is in the dirty set.
+type reported struct{ core, policies []cache.InformerSynced }
+
+func (cs *caches) recordAll(dirty *dirtySet) (r reported, err error) {
+	var errs []error
+	into := func(list *[]cache.InformerSynced) func(cache.InformerSynced, error) {
+		return func(synced cache.InformerSynced, err error) {
+			*list = append(*list, synced)
+			errs = append(errs, err)
 		}
 	}
-	return nil
+	core, policies := into(&r.core), into(&r.policies)
+	core(record(cs.namespaces, kindNamespace, dirty, func(o, n *corev1.Namespace) bool {
+		return maps.Equal(o.Labels, n.Labels) && maps.Equal(o.Annotations, n.Annotations)
+	}))
+	// A kubelet writes its node's status all the time; only labels count.
+	core(record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool { return maps.Equal(o.Labels, n.Labels) }))
+	core(record(cs.pods, kindPod, dirty, func(_, _ *corev1.Pod) bool { return false }))
+	core(record(cs.services, kindService, dirty, func(_, _ *corev1.Service) bool { return false }))
+	core(record(cs.slices, kindSlice, dirty, func(_, _ *discoveryv1.EndpointSlice) bool { return false }))
+	policies(record(cs.policies, kindPolicy, dirty, func(o, n *securityv1.AuthorizationPolicy) bool {
+		return o.UID == n.UID && o.Generation == n.Generation && maps.Equal(o.Annotations, n.Annotations)
+	}))
+	policies(record(cs.peers, kindPeer, dirty, func(o, n *securityv1.PeerAuthentication) bool {
+		return o.UID == n.UID && o.Generation == n.Generation
+	}))
+	return r, errors.Join(errs...)
 }
 
-// awaitSync waits until every given informer holds what the API server has.
-func awaitSync(ctx context.Context, infs ...cache.SharedIndexInformer) error {
-	synced := make([]cache.InformerSynced, len(infs))
-	for i, inf := range infs {
-		synced[i] = inf.HasSynced
-	}
+// awaitSync waits until everything the API server had has arrived.
+func awaitSync(ctx context.Context, synced ...cache.InformerSynced) error {
 	if !cache.WaitForCacheSync(ctx.Done(), synced...) {
 		return fmt.Errorf("wait for the API server's objects: %w", context.Cause(ctx))
 	}

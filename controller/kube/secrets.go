@@ -138,7 +138,7 @@ func (s *CASecret) Run(ctx context.Context) error {
 	}
 	f.Start(ctx.Done())
 	defer f.Shutdown()
-	if awaitSync(ctx, inf) == nil && len(inf.GetIndexer().ListKeys()) == 0 {
+	if awaitSync(ctx, inf.HasSynced) == nil && len(inf.GetIndexer().ListKeys()) == 0 {
 		judge(nil) // it went before the watch began
 	}
 	<-ctx.Done()

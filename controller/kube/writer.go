@@ -126,7 +126,7 @@ func (w *writer) shutdown() {
 // run writes until term ends.
 func (w *writer) run(term context.Context) {
 	for _, inf := range w.byName {
-		if awaitSync(term, inf) != nil {
+		if awaitSync(term, inf.HasSynced) != nil {
 			return
 		}
 	}

@@ -164,6 +164,15 @@ func (s *state) checkMaps(cfg Config, found []netip.Addr, ps *problems) error {
 			ps.add(fmt.Sprintf("probe port %d", p), "open to probes", "captured")
 		}
 	}
+	trusted, err := keys[uint64](s.Cgroups)
+	if err != nil {
+		return fmt.Errorf("proxy cgroups: %w", err)
+	}
+	for _, id := range cfg.ProxyCgroups {
+		if !trusted[id] {
+			ps.add(fmt.Sprintf("proxy cgroup %d", id), "trusted", "unknown")
+		}
+	}
 	for slot, f := range slots(cfg.Listeners) {
 		want, err := socketCookie(f)
 		if err != nil {

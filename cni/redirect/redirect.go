@@ -72,7 +72,7 @@ type Config struct {
 	// ProbeSources say where probes come from when they cannot be stamped.
 	ProbeSources []netip.Prefix
 	// ProxyCgroups are cgroup v2 ids whose sockets may carry the proxy's mark.
-	// Empty trusts the mark alone. Ids are only ever added.
+	// Empty trusts the mark alone. Ids are only ever added, see TrustProxies.
 	ProxyCgroups []uint64
 }
 

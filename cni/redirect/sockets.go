@@ -28,34 +28,22 @@ const (
 	tcpSynRecv     = 3
 	tcpFinWait1    = 4
 	tcpFinWait2    = 5
-	tcpTimeWait    = 6
-	tcpClose       = 7
 	tcpCloseWait   = 8
 	tcpLastAck     = 9
 	tcpListen      = 10
 	tcpClosing     = 11
 )
 
-const (
-	// liveStates are those of a connection that may still carry data.
-	liveStates = 1<<tcpEstablished | 1<<tcpSynSent | 1<<tcpSynRecv | 1<<tcpFinWait1 | 1<<tcpFinWait2 |
-		1<<tcpCloseWait | 1<<tcpLastAck | 1<<tcpClosing
-	listening = 1 << tcpListen
-)
+// liveStates are those of a connection that may still carry data.
+const liveStates = 1<<tcpEstablished | 1<<tcpSynSent | 1<<tcpSynRecv | 1<<tcpFinWait1 | 1<<tcpFinWait2 |
+	1<<tcpCloseWait | 1<<tcpLastAck | 1<<tcpClosing
 
 // Connections lists the TCP connections of a namespace; listeners and what is
 // left of ended ones (TIME_WAIT) are not among them.
 func Connections(ns *netns.NS) ([]Socket, error) { return dumpSockets(ns, liveStates) }
 
-// SocketCgroups are the cgroup v2 ids that the listeners of a namespace carry.
-func SocketCgroups(ns *netns.NS) ([]uint64, error) {
-	all, err := dumpSockets(ns, listening)
-	var ids []uint64
-	for _, s := range all {
-		ids = append(ids, s.Cgroup)
-	}
-	return ids, err
-}
+// Listening lists the TCP listeners of a namespace.
+func Listening(ns *netns.NS) ([]Socket, error) { return dumpSockets(ns, 1<<tcpListen) }
 
 // isProxy reports whether the socket is one of the proxy's. An application that
 // sets the mark itself only keeps its pod's drain waiting.

@@ -120,12 +120,14 @@ func TestSocketCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	ids, err := SocketCgroups(ns)
-	if err != nil || len(ids) != 4 { // three of any port and HBONE
-		t.Fatalf("%v, %v; want one id for each of 4 listeners", ids, err)
+	all, err := Listening(ns)
+	if err != nil || len(all) != 4 { // three of any port and HBONE
+		t.Fatalf("%v, %v; want 4 listeners", all, err)
 	}
-	if slices.Min(ids) != slices.Max(ids) {
-		t.Errorf("one maker, several ids: %v", ids)
+	for _, s := range all {
+		if s.Cgroup != all[0].Cgroup || !s.isProxy() {
+			t.Errorf("one maker, different sockets: %+v", all)
+		}
 	}
 }
 

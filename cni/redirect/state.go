@@ -209,10 +209,8 @@ func (s *state) fill(cfg Config, found []netip.Addr) error {
 	if err := syncKeys(s.Sources, sources); err != nil {
 		return fmt.Errorf("probe sources: %w", err)
 	}
-	for _, id := range cfg.ProxyCgroups {
-		if err := s.Cgroups.Put(id, uint8(1)); err != nil {
-			return fmt.Errorf("proxy cgroup %d: %w", id, err)
-		}
+	if err := trust(s.Cgroups, cfg.ProxyCgroups); err != nil {
+		return err
 	}
 	if err := s.forgetHints(); err != nil {
 		return fmt.Errorf("hints: %w", err)
@@ -265,8 +263,7 @@ func (s *state) flags(cfg Config, now uint32) uint32 {
 	case cfg.Listeners.DNSTCP != nil && cfg.Listeners.DNSUDP != nil:
 		flags |= flagDNS
 	}
-	// Once on it stays on: ids are only ever added.
-	if len(cfg.ProxyCgroups) > 0 || now&flagCgroup != 0 {
+	if len(cfg.ProxyCgroups) > 0 {
 		flags |= flagCgroup
 	}
 	if s.stamped {
@@ -292,20 +289,7 @@ func readSwitches(dir string) (bpf.CaptureSwitches, error) {
 }
 
 func drain(dir string) error {
-	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, bpf.CaptureMapSettings), nil)
-	if err != nil {
-		return fmt.Errorf("switches: %w", err)
-	}
-	defer m.Close()
-	var sw bpf.CaptureSwitches
-	if err := m.Lookup(uint32(0), &sw); err != nil {
-		return fmt.Errorf("read switches: %w", err)
-	}
-	sw.Flags = flagDrain | sw.Flags&flagCgroup
-	if err := m.Put(uint32(0), sw); err != nil {
-		return fmt.Errorf("write switches: %w", err)
-	}
-	return nil
+	return changeSwitches(dir, func(sw *bpf.CaptureSwitches) { sw.Flags = flagDrain | sw.Flags&flagCgroup })
 }
 
 // forgetHints drops those whose SYN never came to lookup, so that they do not

@@ -39,7 +39,7 @@ func TestLastGood(t *testing.T) {
 		on      string                          // the pod that names it
 		message string
 	}{
-		{"bad from the start allows nothing", policy("1", "x", "bad"), 0, "x", `spec.rules[0].from[0].source.ipBlocks[0]: "bad": not an IP or CIDR`},
+		{"bad from the start allows nothing", policy("1", "x", "bad"), 0, "x", `spec.rules[0].from[0].source.ipBlocks[0]: "bad": not an IP or CIDR; until this is mended, a rule with such a field allows nothing`},
 		{"mended", policy("1", "x", "10.0.0.1"), 1, "x", "attached to ztunnel"},
 		{"broken again, and moved", policy("1", "y", "bad"), 1, "x", "the last version without errors stays in force"},
 		{"broken otherwise", policy("1", "y", "worse"), 1, "x", `"worse": not an IP or CIDR; the last version`},

@@ -122,8 +122,12 @@ func (t *translator) judge(changed map[key]struct{}) {
 			out := t.cfg.Translate.AuthorizationPolicy(ap)
 			kept := keep(t.good.policies, ap, out.Err)
 			t.report(k, out.Err)
-			if kept && out.Condition != nil {
+			switch {
+			case out.Condition == nil || out.Err == nil:
+			case kept:
 				out.Condition.Message += "; the last version without errors stays in force"
+			default:
+				out.Condition.Message += "; " + out.Meanwhile()
 			}
 			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition})
 		case kindPeer:

@@ -12,6 +12,20 @@ import (
 func (r *ruleReader) bad(field, value, problem string) {
 	r.object.bad(field, value, problem)
 	r.skipped++
+	r.badRule, r.badEntry = true, true
+}
+
+// whole reads a list of which one value must match. Without one of its values
+// it would match less than was asked, so it is left out entirely then: the rest
+// of the entry matches more, which is what a DENY has to do. (An ALLOW rule
+// with such a value does not exist at all.) A list of which no value may match
+// needs no such care.
+func whole[T any](read func(path string, in []string) []T, path string, in []string) []T {
+	out := read(path, in)
+	if len(out) < len(in) {
+		return nil
+	}
+	return out
 }
 
 // present requires an entry to name something: whether an entry without any

@@ -20,8 +20,8 @@ type Authorization struct {
 	Policy    *mesh.Policy // nil: nothing is sent
 	Condition *Condition   // nil: ztunnel has nothing to say about it
 	// Err joins an *Error per field that cannot be honoured. Policy is then
-	// the most restrictive reading that is sure: an ALLOW rule with such a
-	// field never allows, a DENY rule denies by its other fields.
+	// the most restrictive reading: an ALLOW rule with such a field never
+	// allows, a DENY rule denies whatever that field could have meant.
 	Err error
 }
 
@@ -54,6 +54,15 @@ func (c Config) AuthorizationPolicy(ap *securityv1.AuthorizationPolicy) Authoriz
 		}
 	}
 	return Authorization{Policy: p, Condition: r.condition(len(p.Rules)), Err: r.err()}
+}
+
+// Meanwhile says what a policy with errors does as long as no earlier version
+// of it is in force.
+func (a Authorization) Meanwhile() string {
+	if a.Policy != nil && a.Policy.Action == mesh.Deny {
+		return meanwhileDeny
+	}
+	return meanwhileAllow
 }
 
 // Listed reports whether ap reaches workloads through their Policies list: it
@@ -101,6 +110,14 @@ type ruleReader struct {
 	namespace string
 	http      map[string]bool // HTTP attributes met in any rule
 	skipped   int             // fields of the current rule that were left out
+	badRule   bool            // a field of the current rule cannot be read
+	badEntry  bool            // a field of the current entry cannot be read
+}
+
+// entry is one item of a from, to or when list.
+type entry struct {
+	mesh.Match
+	bad bool // a field of it could not be read
 }
 
 // condition is the status for a policy of which rules rules were kept.
@@ -129,36 +146,53 @@ func (r *ruleReader) condition(rules int) *Condition {
 
 // rule reads one rule; false when nothing of it is to be sent.
 func (r *ruleReader) rule(path string, in *v1beta1.Rule) (mesh.Rule, bool) {
-	r.skipped = 0
+	r.skipped, r.badRule = 0, false
 	var out mesh.Rule
-	add := func(entries []mesh.Match) {
-		// Entries that lost every field would match anything; they are left
-		// out, so that a DENY does not refuse what none of its entries names.
+	add := func(entries []entry) {
+		var matches []mesh.Match
+		for i := range entries {
+			switch m := &entries[i].Match; {
+			case !empty(m):
+				matches = append(matches, *m)
+			case entries[i].bad:
+				return // it could have named anything: the clause narrows nothing
+			}
+			// Otherwise it named HTTP attributes alone. A ztunnel matches such an
+			// entry never, else a DENY would refuse what none of them names.
+		}
 		// A clause that lost every entry no longer narrows the rule.
-		entries = slices.DeleteFunc(entries, func(m mesh.Match) bool { return empty(&m) })
-		if len(entries) > 0 {
-			out.Clauses = append(out.Clauses, mesh.Clause{Matches: entries})
+		if len(matches) > 0 {
+			out.Clauses = append(out.Clauses, mesh.Clause{Matches: matches})
 		}
 	}
-	var to, from []mesh.Match
+	read := func(f func() mesh.Match) entry {
+		r.badEntry = false
+		m := f()
+		return entry{m, r.badEntry}
+	}
+	var to, from []entry
 	for i, t := range in.GetTo() {
-		to = append(to, r.operation(index(path+".to", i)+".operation", t.GetOperation()))
+		to = append(to, read(func() mesh.Match { return r.operation(index(path+".to", i)+".operation", t.GetOperation()) }))
 	}
 	add(to)
 	for i, f := range in.GetFrom() {
-		from = append(from, r.source(index(path+".from", i)+".source", f.GetSource()))
+		from = append(from, read(func() mesh.Match { return r.source(index(path+".from", i)+".source", f.GetSource()) }))
 	}
 	add(from)
 	for i, w := range in.GetWhen() {
-		add([]mesh.Match{r.when(index(path+".when", i), w)})
+		add([]entry{read(func() mesh.Match { return r.when(index(path+".when", i), w) })})
 	}
 	switch {
 	case r.skipped == 0:
 		return out, true
 	case r.action == mesh.Allow:
 		return mesh.Rule{}, false
+	case r.badRule:
+		// Without a clause it denies everything: who wrote the rule wanted
+		// something refused, and nobody can tell what.
+		return out, true
 	}
-	// A DENY rule of which nothing is left must not become "deny all".
+	// A DENY rule of HTTP attributes alone must not become "deny all".
 	return out, len(out.Clauses) > 0
 }
 
@@ -172,7 +206,7 @@ func (r *ruleReader) operation(path string, op *v1beta1.Operation) mesh.Match {
 	r.beyond("paths", op.GetPaths())
 	r.beyond("notPaths", op.GetNotPaths())
 	return mesh.Match{
-		DestinationPorts: r.ports(path+".ports", op.GetPorts()),
+		DestinationPorts: whole(r.ports, path+".ports", op.GetPorts()),
 		NotDestPorts:     r.ports(path+".notPorts", op.GetNotPorts()),
 	}
 }
@@ -186,13 +220,13 @@ func (r *ruleReader) source(path string, s *v1beta1.Source) mesh.Match {
 	r.beyond("requestPrincipals", s.GetRequestPrincipals())
 	r.beyond("notRequestPrincipals", s.GetNotRequestPrincipals())
 	return mesh.Match{
-		Namespaces:         r.strings(path+".namespaces", s.GetNamespaces()),
+		Namespaces:         whole(r.strings, path+".namespaces", s.GetNamespaces()),
 		NotNamespaces:      r.strings(path+".notNamespaces", s.GetNotNamespaces()),
-		Principals:         r.strings(path+".principals", s.GetPrincipals()),
+		Principals:         whole(r.strings, path+".principals", s.GetPrincipals()),
 		NotPrincipals:      r.strings(path+".notPrincipals", s.GetNotPrincipals()),
-		ServiceAccounts:    r.accounts(path+".serviceAccounts", s.GetServiceAccounts()),
+		ServiceAccounts:    whole(r.accounts, path+".serviceAccounts", s.GetServiceAccounts()),
 		NotServiceAccounts: r.accounts(path+".notServiceAccounts", s.GetNotServiceAccounts()),
-		SourceIPs:          r.prefixes(path+".ipBlocks", s.GetIpBlocks()),
+		SourceIPs:          whole(r.prefixes, path+".ipBlocks", s.GetIpBlocks()),
 		NotSourceIPs:       r.prefixes(path+".notIpBlocks", s.GetNotIpBlocks()),
 	}
 }
@@ -203,15 +237,15 @@ func (r *ruleReader) when(path string, w *v1beta1.Condition) mesh.Match {
 	r.present(path, len(values)+len(nots) > 0)
 	switch w.GetKey() {
 	case "source.ip":
-		return mesh.Match{SourceIPs: r.prefixes(vp, values), NotSourceIPs: r.prefixes(np, nots)}
+		return mesh.Match{SourceIPs: whole(r.prefixes, vp, values), NotSourceIPs: r.prefixes(np, nots)}
 	case "destination.ip":
-		return mesh.Match{DestinationIPs: r.prefixes(vp, values), NotDestinationIPs: r.prefixes(np, nots)}
+		return mesh.Match{DestinationIPs: whole(r.prefixes, vp, values), NotDestinationIPs: r.prefixes(np, nots)}
 	case "destination.port":
-		return mesh.Match{DestinationPorts: r.ports(vp, values), NotDestPorts: r.ports(np, nots)}
+		return mesh.Match{DestinationPorts: whole(r.ports, vp, values), NotDestPorts: r.ports(np, nots)}
 	case "source.namespace":
-		return mesh.Match{Namespaces: r.strings(vp, values), NotNamespaces: r.strings(np, nots)}
+		return mesh.Match{Namespaces: whole(r.strings, vp, values), NotNamespaces: r.strings(np, nots)}
 	case "source.principal":
-		return mesh.Match{Principals: r.strings(vp, values), NotPrincipals: r.strings(np, nots)}
+		return mesh.Match{Principals: whole(r.strings, vp, values), NotPrincipals: r.strings(np, nots)}
 	}
 	r.http[w.GetKey()] = true
 	r.skipped++

@@ -27,3 +27,8 @@ const (
 	httpDeny    = "DENY policy with HTTP attributes is enforced without the HTTP rules. This will be more restrictive than requested."
 	httpNoRule  = "DENY policy has no rule left that ztunnel can enforce and has no effect there; use a targetRef to attach it to a waypoint."
 )
+
+const (
+	meanwhileAllow = "until this is mended, a rule with such a field allows nothing"
+	meanwhileDeny  = "until this is mended, a rule with such a field denies whatever the field could have meant"
+)

@@ -124,6 +124,27 @@ func TestUnreadablePolicyEntries(t *testing.T) {
 	}
 }
 
+// A DENY whose match has nothing left but what could not be read holds for
+// everybody; one that was empty from the start holds for nobody.
+func TestUnreadableDenyHolds(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   message
+		want []mesh.Match
+	}{
+		{"unreadable", message{}.sub(2, message{}.str(99, "")).sub(2, message{}.sub(5, message{}.raw(1, 1, 2, 3))), nil},
+		{"empty", message{}.sub(2, nil), []mesh.Match{{}}},
+	} {
+		p, err := UnmarshalPolicy(message{}.str(1, "p").num(4, 1).sub(5, message{}.sub(1, c.in)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := p.Rules[0].Clauses[0].Matches; !reflect.DeepEqual(got, c.want) {
+			t.Errorf("%s: %+v, want %+v", c.name, got, c.want)
+		}
+	}
+}
+
 func FuzzUnmarshalAddress(f *testing.F) {
 	for _, marshal := range []func() ([]byte, error){
 		func() ([]byte, error) { return MarshalWorkload(fullWorkload()) },

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 
 	"google.golang.org/protobuf/types/known/emptypb"
 
@@ -39,7 +40,12 @@ func decodePolicy(m *securityapi.Authorization) (*mesh.Policy, error) {
 		for _, c := range r.GetClauses() {
 			var clause mesh.Clause
 			for _, x := range c.GetMatches() {
-				clause.Matches = append(clause.Matches, decodeMatch(x, p.Action))
+				m, anything := decodeMatch(x, p.Action)
+				if anything {
+					clause.Matches = nil // holds always
+					break
+				}
+				clause.Matches = append(clause.Matches, m)
 			}
 			rule.Clauses = append(rule.Clauses, clause)
 		}
@@ -52,10 +58,11 @@ func decodePolicy(m *securityapi.Authorization) (*mesh.Policy, error) {
 // without form), as Istio's data plane does: refusing the whole policy would
 // leave nothing in force. Where dropping would let an ALLOW policy admit more
 // than was asked (an attribute that loses its last value, a negative that
-// loses any), the match can never hold instead.
-func decodeMatch(m *securityapi.Match, action mesh.Action) mesh.Match {
+// loses any), the match can never hold instead; anything says that nothing
+// readable is left of a DENY policy's match, which then holds for everybody.
+func decodeMatch(m *securityapi.Match, action mesh.Action) (out mesh.Match, anything bool) {
 	d := matchDecoder{}
-	out := mesh.Match{
+	out = mesh.Match{
 		Namespaces:         d.patterns(m.GetNamespaces(), false),
 		NotNamespaces:      d.patterns(m.GetNotNamespaces(), true),
 		Principals:         d.patterns(m.GetPrincipals(), false),
@@ -70,9 +77,9 @@ func decodeMatch(m *securityapi.Match, action mesh.Action) mesh.Match {
 		NotServiceAccounts: accounts(m.GetNotServiceAccounts()),
 	}
 	if d.widened && action == mesh.Allow {
-		return mesh.Match{}
+		return mesh.Match{}, false
 	}
-	return out
+	return out, d.widened && reflect.DeepEqual(out, mesh.Match{})
 }
 
 // matchDecoder notes whether an unreadable entry made the match hold for more

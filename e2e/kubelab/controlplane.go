@@ -21,12 +21,11 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	p, err := c.spawn(ctx, "cp", c.cp.IP.String(), settings{
 		Hostname: "cp",
 		Self:     filepath.Join(c.dir, "init"),
-		Sysctls: map[string]string{
-			"net/ipv4/ip_forward": "1",
+		Sysctls: c.opt.forwarding(map[string]string{
 			// Frames between nodes are switched, not filtered by the host's rules.
 			"net/bridge/bridge-nf-call-iptables":  "0",
 			"net/bridge/bridge-nf-call-ip6tables": "0",
-		},
+		}),
 	}, nil)
 	if err != nil {
 		return err
@@ -61,7 +60,7 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	return p.run(ctx, c.component("kube-apiserver",
 		"--etcd-servers="+client,
 		"--bind-address=0.0.0.0", "--advertise-address="+controlPlaneIP.String(), "--secure-port=6443",
-		"--service-cluster-ip-range="+serviceCIDR,
+		"--service-cluster-ip-range="+c.opt.joined(serviceCIDR, serviceCIDR6),
 		"--authorization-mode=Node,RBAC", "--allow-privileged=true",
 		// Pod addresses and not ClusterIPs for webhooks: no kube-proxy runs here.
 		"--enable-aggregator-routing=true",
@@ -93,7 +92,8 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		"--use-service-account-credentials=true", "--service-account-private-key-file="+f("sa.key"),
 		"--root-ca-file="+f("ca.crt"),
 		"--cluster-signing-cert-file="+f("ca.crt"), "--cluster-signing-key-file="+f("ca.key"),
-		"--allocate-node-cidrs=false", "--cluster-cidr="+podCIDR, "--service-cluster-ip-range="+serviceCIDR,
+		"--allocate-node-cidrs=false", "--cluster-cidr="+c.opt.joined(podCIDR, podCIDR6),
+		"--service-cluster-ip-range="+c.opt.joined(serviceCIDR, serviceCIDR6),
 		// Each controller asks for a token of its own at start: with the default
 		// rate the first Deployment has no pods for 4.5 s.
 		"--kube-api-qps=300", "--kube-api-burst=500")
@@ -108,11 +108,11 @@ func (c *Cluster) startControllers(ctx context.Context) error {
 		return err
 	}
 	for _, n := range c.nodes {
-		cidr := nodeCIDR(n.index).String()
+		pods := c.opt.podNetwork(n.index)
 		if err := c.api.create(ctx, "/api/v1/nodes", map[string]any{
 			"apiVersion": "v1", "kind": "Node",
 			"metadata": map[string]any{"name": n.Name},
-			"spec":     map[string]any{"podCIDR": cidr, "podCIDRs": []string{cidr}},
+			"spec":     map[string]any{"podCIDR": pods[0], "podCIDRs": pods},
 		}); err != nil {
 			return err
 		}

@@ -11,9 +11,18 @@ import (
 //go:embed dns.yaml
 var dnsManifest []byte
 
+// dnsManifest gives the Service an address of each family.
+func (o Options) dnsManifest() []byte {
+	if !o.DualStack {
+		return dnsManifest
+	}
+	return bytes.Replace(dnsManifest, []byte("  clusterIP: "+dnsIP+"\n"),
+		[]byte("  clusterIP: "+dnsIP+"\n  ipFamilyPolicy: RequireDualStack\n  clusterIPs: [\""+dnsIP+"\", \""+dnsIP6+"\"]\n"), 1)
+}
+
 func (c *Cluster) startDNS(ctx context.Context) error {
 	cmd := exec.CommandContext(ctx, c.KubeBinary(), "kubectl", "--kubeconfig="+c.kubeconfig, "create", "-f", "-")
-	cmd.Stdin = bytes.NewReader(dnsManifest)
+	cmd.Stdin = bytes.NewReader(c.opt.dnsManifest())
 	cmd.Env = []string{"HOME=/nonexistent"} // no discovery cache in the user's home
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("create: %w: %s", err, out)

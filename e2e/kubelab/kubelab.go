@@ -117,7 +117,11 @@ func (c *Cluster) start(ctx context.Context) error {
 	}
 	c.progress("control plane started")
 	for i := 1; i <= c.opt.Nodes; i++ {
-		c.nodes = append(c.nodes, &Node{cluster: c, Name: fmt.Sprintf("node%d", i), IP: nodeIP(i), index: i})
+		n := &Node{cluster: c, Name: fmt.Sprintf("node%d", i), IP: nodeIP(i), index: i}
+		if c.opt.DualStack {
+			n.IP6 = nodeIP6(i)
+		}
+		c.nodes = append(c.nodes, n)
 	}
 	// The first to fail stops the others; all are waited for, because they use
 	// the processes that Stop ends.
@@ -222,8 +226,9 @@ func (c *Cluster) record(change func(*State)) error {
 type Node struct {
 	cluster *Cluster
 	Name    string
-	IP      netip.Addr
-	index   int // 1 for node1; 0 for the control plane
+	IP      netip.Addr // of the primary family, IPv4
+	IP6     netip.Addr // of a dual-stack cluster
+	index   int        // 1 for node1; 0 for the control plane
 
 	mu      sync.Mutex
 	process *process // guarded by mu; nil while down

@@ -40,16 +40,38 @@ func (c *Cluster) bridge() error {
 	if err := h.LinkAdd(br); err != nil {
 		return fmt.Errorf("add br0: %w", err)
 	}
-	if err := h.AddrAdd(br, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(controlPlaneIP, 24))}); err != nil {
-		return fmt.Errorf("address of br0: %w", err)
+	if err := addAddresses(h, br, c.opt.nodeAddresses(0)); err != nil {
+		return err
 	}
 	if err := h.LinkSetUp(br); err != nil {
 		return fmt.Errorf("br0 up: %w", err)
 	}
-	for i := 1; i <= c.opt.Nodes; i++ {
-		r := &netlink.Route{Dst: ipNet(nodeCIDR(i)), Gw: nodeIP(i).AsSlice()}
+	return addRoutes(h, c.opt.podPaths(0))
+}
+
+func addAddresses(h *netlink.Handle, l netlink.Link, addrs []netip.Prefix) error {
+	for _, a := range addrs {
+		addr := &netlink.Addr{IPNet: ipNet(a)}
+		if a.Addr().Is6() {
+			// Nobody else can have it, and until duplicate address detection
+			// has ended a server cannot bind to it.
+			addr.Flags = unix.IFA_F_NODAD
+		}
+		if err := h.AddrAdd(l, addr); err != nil {
+			return fmt.Errorf("address %s of %s: %w", a, l.Attrs().Name, err)
+		}
+	}
+	return nil
+}
+
+func addRoutes(h *netlink.Handle, paths []path) error {
+	for _, p := range paths {
+		r := &netlink.Route{Gw: p.via.AsSlice()}
+		if p.to.IsValid() {
+			r.Dst = ipNet(p.to)
+		}
 		if err := h.RouteAdd(r); err != nil {
-			return fmt.Errorf("route to the pods of node%d: %w", i, err)
+			return fmt.Errorf("route to %s via %s: %w", p.to, p.via, err)
 		}
 	}
 	return nil
@@ -98,24 +120,13 @@ func (n *Node) plug() error {
 	if err != nil {
 		return err
 	}
-	if err := h.AddrAdd(eth0, &netlink.Addr{IPNet: ipNet(netip.PrefixFrom(n.IP, 24))}); err != nil {
-		return fmt.Errorf("address: %w", err)
+	if err := addAddresses(h, eth0, c.opt.nodeAddresses(n.index)); err != nil {
+		return err
 	}
 	if err := h.LinkSetUp(eth0); err != nil {
 		return fmt.Errorf("eth0 up: %w", err)
 	}
-	routes := []*netlink.Route{{Gw: controlPlaneIP.AsSlice()}}
-	for i := 1; i <= c.opt.Nodes; i++ {
-		if i != n.index {
-			routes = append(routes, &netlink.Route{Dst: ipNet(nodeCIDR(i)), Gw: nodeIP(i).AsSlice()})
-		}
-	}
-	for _, r := range routes {
-		if err := h.RouteAdd(r); err != nil {
-			return fmt.Errorf("route %v: %w", r, err)
-		}
-	}
-	return nil
+	return addRoutes(h, append(c.opt.defaultPaths(), c.opt.podPaths(n.index)...))
 }
 
 // Cut takes the node off the network, as if its cable were pulled. Heal is the

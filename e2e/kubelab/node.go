@@ -49,11 +49,10 @@ func (n *Node) boot(ctx context.Context) error {
 		Kube:     filepath.Join(c.opt.Cache, "kube"),
 		Self:     "/opt/k8s/init",
 		Cgroups:  true,
-		Sysctls: map[string]string{
-			"net/ipv4/ip_forward":             "1",
+		Sysctls: c.opt.forwarding(map[string]string{
 			"net/ipv4/conf/all/rp_filter":     "0",
 			"net/ipv4/conf/default/rp_filter": "0",
-		},
+		}),
 	}, cgroups)
 	if err != nil {
 		return err
@@ -90,7 +89,7 @@ func (n *Node) startKubelet(ctx context.Context) error {
 		Name: "kubelet", Log: "/var/log/kubelet.log",
 		Args: []string{"/opt/k8s/kube", "kubelet",
 			"--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
-			"--hostname-override=" + n.Name, "--node-ip=" + n.IP.String(), "--root-dir=/var/lib/kubelet",
+			"--hostname-override=" + n.Name, "--node-ip=" + n.cluster.opt.joined(nodeIP(n.index).String(), nodeIP6(n.index).String()), "--root-dir=/var/lib/kubelet",
 			fmt.Sprintf("--node-labels=topology.kubernetes.io/zone=z%d", n.index)},
 	}); err != nil {
 		return err

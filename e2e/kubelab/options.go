@@ -37,6 +37,7 @@ type Options struct {
 	State       string // default /var/tmp/kubelab/<name>
 	Cache       string // folder of the compiled binaries; default: DefaultCache
 	Nodes       int    // default 2
+	DualStack   bool   // IPv6 beside IPv4, which stays the primary family
 	APIOnly     bool   // etcd and the API server, nothing else
 	DNS         bool   // CoreDNS as kube-dns, waited for
 	ShortTimers bool   // a cut node is NotReady after about 12 s and not 50 s

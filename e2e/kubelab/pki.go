@@ -63,7 +63,8 @@ func newPKI(state string, nodes int) (*pki, error) {
 	}{
 		{by: p.ca, file: "apiserver", subject: pkix.Name{CommonName: "kube-apiserver"},
 			dns: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"},
-			ips: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 96, 0, 1), controlPlaneIP.AsSlice()}},
+			ips: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv4(10, 96, 0, 1), controlPlaneIP.AsSlice(),
+				net.ParseIP("fd96::1"), controlPlaneIP6.AsSlice()}},
 		{by: p.ca, file: "admin", subject: pkix.Name{CommonName: "admin", Organization: []string{"system:masters"}}, client: true},
 		{by: p.ca, file: "kubelet-client", subject: pkix.Name{CommonName: "kube-apiserver-kubelet-client", Organization: []string{"system:masters"}}},
 		{by: p.ca, file: "controller-manager", subject: pkix.Name{CommonName: "system:kube-controller-manager"}, client: true},
@@ -75,7 +76,7 @@ func newPKI(state string, nodes int) (*pki, error) {
 		name := fmt.Sprintf("node%d", i)
 		c := certs[1]
 		c.file, c.subject = name, pkix.Name{CommonName: "system:node:" + name, Organization: []string{"system:nodes"}}
-		c.dns, c.ips = []string{name}, []net.IP{nodeIP(i).AsSlice()}
+		c.dns, c.ips = []string{name}, []net.IP{nodeIP(i).AsSlice(), nodeIP6(i).AsSlice()}
 		certs = append(certs, c)
 	}
 	for _, c := range certs {

@@ -79,13 +79,13 @@ func (n *Node) makeRoot() error {
 		"opt/k8s/kube":                      "", // the binary is mounted here
 		"etc/hostname":                      n.Name + "\n",
 		"etc/resolv.conf":                   "", // the cluster has no outside
-		"etc/hosts":                         fmt.Sprintf("127.0.0.1 localhost\n%s %s\n", n.IP, n.Name),
+		"etc/hosts":                         n.hosts(),
 		"etc/os-release":                    "ID=kubelab\nPRETTY_NAME=\"kubelab node\"\n",
 		"etc/machine-id":                    machineID() + "\n",
-		"etc/cni/net.d/10-kubelab.conflist": fmt.Sprintf(conflist, nodeCIDR(n.index)),
+		"etc/cni/net.d/10-kubelab.conflist": c.opt.conflistFor(n.index),
 		"etc/containerd/config.toml":        containerdConfig,
-		"etc/kubernetes/kubelet.yaml":       kubeletConfig(c.opt.ShortTimers),
-		"etc/kubernetes/proxy.yaml":         fmt.Sprintf(proxyConfig, c.opt.ProxyMode, podCIDR, n.Name),
+		"etc/kubernetes/kubelet.yaml":       kubeletConfig(c.opt),
+		"etc/kubernetes/proxy.yaml":         fmt.Sprintf(proxyConfig, c.opt.ProxyMode, c.opt.joined(podCIDR, podCIDR6), n.Name),
 	}
 	for path, text := range files {
 		if err := os.WriteFile(at(path), []byte(text), 0o644); err != nil {
@@ -98,21 +98,28 @@ func (n *Node) makeRoot() error {
 	return nil
 }
 
+func (n *Node) hosts() string {
+	lines := "127.0.0.1 localhost\n"
+	for _, a := range n.cluster.opt.nodeAddresses(n.index) {
+		lines += fmt.Sprintf("%s %s\n", a.Addr(), n.Name)
+	}
+	return lines
+}
+
 func machineID() string {
 	var b [16]byte
 	_, _ = rand.Read(b[:])
 	return fmt.Sprintf("%x", b)
 }
 
-// conflist: no masquerade, so that pods see each other's addresses across nodes.
-// The addresses in use are kept on the node's /run, which a reboot empties.
+// conflist of every node; see conflistFor.
 const conflist = `{
   "cniVersion": "0.4.0",
   "name": "kubelab",
   "plugins": [
     {"type": "ptp", "ipMasq": false, "mtu": 1500,
      "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam",
-              "ranges": [[{"subnet": "%s"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+              "ranges": [%s], "routes": [%s]}},
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
@@ -145,14 +152,14 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
         SystemdCgroup = false
 `
 
-func kubeletConfig(short bool) string {
+func kubeletConfig(o Options) string {
 	var b strings.Builder
 	b.WriteString(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
 cgroupDriver: cgroupfs
 containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
-clusterDNS: ["` + dnsIP + `"]
+clusterDNS: ["` + strings.Join(o.families(dnsIP, dnsIP6), `", "`) + `"]
 clusterDomain: cluster.local
 resolvConf: /etc/resolv.conf
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: /etc/kubernetes/ca.crt}}
@@ -170,7 +177,7 @@ serializeImagePulls: false
 volumePluginDir: /var/lib/kubelet/volumeplugins
 logging: {verbosity: 2}
 `)
-	if short {
+	if o.ShortTimers {
 		b.WriteString("nodeLeaseDurationSeconds: 10\nnodeStatusUpdateFrequency: 2s\n")
 	}
 	return b.String()
@@ -182,7 +189,7 @@ const proxyConfig = `apiVersion: kubeproxy.config.k8s.io/v1alpha1
 kind: KubeProxyConfiguration
 mode: %s
 clientConnection: {kubeconfig: /etc/kubernetes/proxy.kubeconfig}
-clusterCIDR: %s
+clusterCIDR: "%s"
 detectLocalMode: ClusterCIDR
 hostnameOverride: %s
 conntrack: {maxPerCore: 0, min: 0, tcpEstablishedTimeout: 0s, tcpCloseWaitTimeout: 0s}

@@ -32,6 +32,7 @@ test:
 
 .PHONY: bench
 bench:
+	$(GO) run ./e2e/bench $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
 
 # Kubernetes is compiled once (about five minutes on two cores), then kept.

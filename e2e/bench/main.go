@@ -1,0 +1,168 @@
+// Command bench owns the figures: Ambit beside no mesh, beside plain two-hop
+// proxies and beside iptables, in one run on one machine, in turns. It needs
+// root. docs/performance.md says what each figure means.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/ambitmesh/ambit/e2e/bench/lab"
+	"golang.org/x/sys/unix"
+)
+
+func main() {
+	if name := os.Getenv(roleEnv); name != "" {
+		if err := role(name); err != nil {
+			fmt.Fprintln(os.Stderr, name+":", err)
+			os.Exit(1)
+		}
+		return
+	}
+	var c config
+	flag.BoolVar(&c.full, "full", false, "longer and more repetitions, some 25 minutes instead of 4")
+	flag.StringVar(&c.rows, "rows", "", "only the groups that match this pattern: "+strings.Join(groupNames(), ", "))
+	flag.StringVar(&c.json, "json", "out/bench.json", "write everything measured here")
+	flag.StringVar(&c.ztunnel, "ztunnel", "", "the program to measure instead of a fresh build")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := c.run(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+type config struct {
+	full                bool
+	rows, json, ztunnel string
+}
+
+func (c config) run(ctx context.Context) error {
+	if os.Geteuid() != 0 {
+		return errors.New("makes network namespaces and loads eBPF programs: needs root")
+	}
+	want, err := regexp.Compile(c.rows)
+	if err != nil {
+		return fmt.Errorf("-rows: %w", err)
+	}
+	sc := quick
+	if c.full {
+		sc = full
+	}
+	rep, err := measure(ctx, sc, want, c.ztunnel, func(group string) { fmt.Fprintln(os.Stderr, "measuring", group) })
+	if err != nil {
+		return err
+	}
+	fmt.Print(rep.table())
+	if err := os.MkdirAll(filepath.Dir(c.json), 0o755); err != nil {
+		return err
+	}
+	return rep.write(c.json)
+}
+
+// group is rows that are measured together.
+type group struct {
+	name string
+	run  func(*stage, context.Context) error
+}
+
+// groups in their order: memory before anything has grown, then what changes
+// nodes, then traffic.
+var groups = []group{
+	{"idle", (*stage).idle},
+	{"pods", (*stage).hundred},
+	{"policy", (*stage).policy},
+	{"workloads", (*stage).workloads},
+	{"tunnels", (*stage).tunnels},
+	{"bulk", (*stage).bulk},
+	{"pingpong", (*stage).pingPong},
+	{"openloop", (*stage).openLoop},
+	{"thousand", (*stage).thousand},
+	{"connections", (*stage).newConnections},
+	{"redirect", (*stage).redirection},
+}
+
+func groupNames() []string {
+	var out []string
+	for _, g := range groups {
+		out = append(out, g.name)
+	}
+	return out
+}
+
+// measure is a whole run. say is told each group before it begins.
+func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string, say func(string)) (rep *report, err error) {
+	began, before := time.Now(), loadAverage()
+	dir, err := os.MkdirTemp("", "ambit-bench-program-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	if ztunnel == "" {
+		if ztunnel, err = program(ctx, dir); err != nil {
+			return nil, err
+		}
+	}
+	l, err := lab.New(ctx, ztunnel)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, l.Close()) }()
+	s := &stage{l: l, m: &meter{l: l}, scale: sc, rep: &report{Scale: sc, Machine: thisMachine(ctx)}}
+	for i, g := range groups {
+		// Before the second group: the first is about nodes without pods.
+		if i == 1 {
+			if err := s.set(ctx); err != nil {
+				return nil, err
+			}
+		}
+		if !want.MatchString(g.name) {
+			continue
+		}
+		say(g.name)
+		if err := g.run(s, ctx); err != nil {
+			return nil, fmt.Errorf("%s: %w", g.name, err)
+		}
+	}
+	s.rep.skip("ratios to another ztunnel or to an earlier revision", "no such binary is run yet")
+	s.rep.skip("CNI ADD of a pod", "needs a container runtime and a kubelet")
+	s.rep.skip("1 000 rps through a waypoint", "there is no waypoint yet")
+	s.rep.skip("controller with 50 000 pods and 1 000 nodes", "needs simulated clients")
+	s.rep.finish()
+	s.rep.Took = time.Since(began).Seconds()
+	s.rep.Noise = judgeNoise(s.m.foreign, s.rep.baseline(), before)
+	return s.rep, nil
+}
+
+func thisMachine(ctx context.Context) machine {
+	m := machine{CPU: "unknown CPU", CPUs: runtime.NumCPU(), Go: runtime.Version(), Revision: "unknown", Time: time.Now().UTC().Format("2006-01-02 15:04 MST")}
+	if b, err := os.ReadFile("/proc/cpuinfo"); err == nil {
+		for line := range strings.Lines(string(b)) {
+			if k, v, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(k) == "model name" {
+				m.CPU = strings.TrimSpace(v)
+				break
+			}
+		}
+	}
+	var u unix.Utsname
+	if unix.Uname(&u) == nil {
+		m.Kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	if out, err := exec.CommandContext(ctx, "git", "describe", "--always", "--dirty").Output(); err == nil {
+		m.Revision = strings.TrimSpace(string(out))
+	}
+	return m
+}

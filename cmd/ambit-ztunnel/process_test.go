@@ -1,0 +1,75 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestHarden hardens another process, this very program started again, because
+// there is no way back.
+func TestHarden(t *testing.T) {
+	const asked = "AMBIT_TEST_HARDEN"
+	if os.Getenv(asked) != "" {
+		if err := harden(); err != nil {
+			t.Fatal(err)
+		}
+		dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var core, files syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &core); err != nil {
+			t.Fatal(err)
+		}
+		if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+			t.Fatal(err)
+		}
+		// Another process of the same user may not read the memory.
+		p, err := os.StartProcess("/bin/sh", []string{"sh", "-c", fmt.Sprintf("head -c0 /proc/%d/mem 2>/dev/null && echo readable", os.Getpid())},
+			&os.ProcAttr{Files: []*os.File{nil, os.Stdout, nil}, Sys: unprivileged()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := p.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		fmt.Printf("dumpable=%d core=%d/%d files=%t\n", dumpable, core.Cur, core.Max, files.Cur == files.Max)
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run=^TestHarden$", "-test.v")
+	cmd.Env = append(os.Environ(), asked+"=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !strings.Contains(string(out), "dumpable=0 core=0/0 files=true") || strings.Contains(string(out), "readable") {
+		t.Errorf("%s", out)
+	}
+}
+
+// unprivileged is the same user without capabilities: root's would override
+// what is tested.
+func unprivileged() *syscall.SysProcAttr {
+	if os.Getuid() != 0 {
+		return nil
+	}
+	return &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 0, Size: 1}}}
+}
+
+func TestAdminIsForLoopback(t *testing.T) {
+	for addr, ok := range map[string]bool{
+		"127.0.0.1:15000": true, "[::1]:15000": true,
+		":15000": false, "0.0.0.0:15000": false, "[::]:15000": false, "10.0.0.1:15000": false,
+	} {
+		err := readConfig(env("ADMIN_ADDR", addr)).Validate()
+		if (err == nil) != ok {
+			t.Errorf("%s: %v", addr, err)
+		}
+	}
+}

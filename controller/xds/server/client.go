@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"strconv"
 	"sync"
 	"time"
@@ -57,6 +58,20 @@ type subscription struct {
 	pending map[string]uint64 // nonce -> snapshot version not answered yet
 }
 
+// expect makes the first answer speak of names too, even if only to say that
+// they do not exist: somebody waits for them.
+func (s *subscription) expect(names []string) {
+	for _, n := range names {
+		if _, ok := s.holds[n]; ok || n == "*" {
+			continue
+		}
+		if s.holds == nil {
+			s.holds = make(map[string]string)
+		}
+		s.holds[n] = ""
+	}
+}
+
 // gather is how long the answer to a first request waits for the request of
 // the other type, so that policies travel before the workloads they protect.
 const gather = 100 * time.Millisecond
@@ -99,6 +114,9 @@ func (c *client) run() (err error) {
 		}
 	}()
 
+	recheck := time.NewTimer(c.untilRecheck())
+	defer recheck.Stop()
+	checked := make(chan error, 1)
 	var gathering <-chan time.Time
 	for {
 		changed := c.server.config.Store.Changed()
@@ -121,6 +139,19 @@ func (c *client) run() (err error) {
 		case <-gathering:
 			gathering = nil
 		case <-changed:
+		case <-recheck.C:
+			// The answer may take the API server's time; changes do not wait.
+			c.server.running.Go(func() {
+				_, err := c.server.authenticate(ctx)
+				checked <- err
+			})
+		case err := <-checked:
+			switch status.Code(err) {
+			case codes.Unauthenticated, codes.PermissionDenied:
+				c.server.metrics.refused.Inc()
+				return err
+			}
+			recheck.Reset(c.untilRecheck()) // an API server that is away ends nothing
 		case err := <-ended:
 			if errors.Is(err, io.EOF) {
 				return nil
@@ -132,6 +163,11 @@ func (c *client) run() (err error) {
 	}
 }
 
+// untilRecheck spreads the rechecks of clients that came at once.
+func (c *client) untilRecheck() time.Duration {
+	return time.Duration(float64(c.server.config.Recheck) * (0.8 + 0.4*rand.Float64()))
+}
+
 // request takes in a subscription, an ACK or a NACK.
 func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	url := r.GetTypeUrl()
@@ -141,6 +177,7 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	sub := c.subs[url]
 	if sub == nil {
 		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]uint64)}
+		sub.expect(r.GetResourceNamesSubscribe())
 		c.subs[url] = sub
 		c.mu.Lock()
 		c.types = append(c.types, TypeStatus{TypeURL: url})
@@ -156,7 +193,12 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 			c.answered(url, v, r)
 		}
 	}
-	if names := r.GetResourceNamesSubscribe(); len(names) > 0 && sub.sent != nil {
+	names := r.GetResourceNamesSubscribe()
+	if sub.sent == nil {
+		sub.expect(names)
+		return nil
+	}
+	if len(names) > 0 {
 		u := c.server.named(url, names, sub.sent)
 		if !u.empty() {
 			return c.send(sub, u, sub.sent)

@@ -1,6 +1,8 @@
 package server
 
 import (
+	"slices"
+
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -35,6 +37,7 @@ func (s *Server) initial(typeURL string, holds map[string]string, to *mesh.Snaps
 				u.removed = append(u.removed, name)
 			}
 		}
+		slices.Sort(u.removed)
 		return u
 	}
 	for v := range to.AllServices() {
@@ -48,6 +51,7 @@ func (s *Server) initial(typeURL string, holds map[string]string, to *mesh.Snaps
 			u.removed = append(u.removed, name)
 		}
 	}
+	slices.Sort(u.removed)
 	return u
 }
 

@@ -33,9 +33,16 @@ type Config struct {
 	// Authenticate says who calls, from nothing but the verified credentials
 	// of ctx. Its error is the reason the client is told.
 	Authenticate func(ctx context.Context) (Caller, error)
-	Logger       *slog.Logger
-	Registerer   prometheus.Registerer // nil: metrics are not exposed
+	// Recheck is how often a stream's credentials are looked at again; 0 means
+	// every five minutes. A stream ends when they no longer hold.
+	Recheck    time.Duration
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: metrics are not exposed
 }
+
+// recheckEvery is the default of Config.Recheck. A thousand clients then cost
+// the API server three reviews a second.
+const recheckEvery = 5 * time.Minute
 
 // Server answers delta ADS streams.
 type Server struct {
@@ -57,6 +64,9 @@ func New(c Config) *Server {
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
+	if c.Recheck <= 0 {
+		c.Recheck = recheckEvery
+	}
 	return &Server{
 		config:   c,
 		metrics:  newMetrics(c.Registerer),
@@ -77,8 +87,10 @@ func (s *Server) Register(g *grpc.Server) {
 func Options() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second, MaxConnectionIdle: 5 * time.Minute}),
 		grpc.MaxRecvMsgSize(64 << 20),
+		// A client needs a stream of xDS and a few certificates at once.
+		grpc.MaxConcurrentStreams(128),
 	}
 }
 
@@ -111,14 +123,11 @@ func (s *Server) Clients() []ClientStatus {
 
 // DeltaAggregatedResources serves one client until either side ends.
 func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer) error {
-	caller, err := s.config.Authenticate(stream.Context())
+	caller, err := s.authenticate(stream.Context())
 	if err != nil {
 		s.metrics.refused.Inc()
 		s.config.Logger.Warn("xds client refused", "peer", peerOf(stream.Context()), "error", err)
-		if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown {
-			return err
-		}
-		return status.Errorf(codes.Unauthenticated, "xds client refused: %v", err)
+		return err
 	}
 	c := newClient(s, stream, caller)
 	s.mu.Lock()
@@ -139,6 +148,18 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		s.running.Done()
 	}()
 	return c.run()
+}
+
+// authenticate gives every refusal a code.
+func (s *Server) authenticate(ctx context.Context) (Caller, error) {
+	caller, err := s.config.Authenticate(ctx)
+	if err == nil {
+		return caller, nil
+	}
+	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown {
+		return Caller{}, err
+	}
+	return Caller{}, status.Errorf(codes.Unauthenticated, "xds client refused: %v", err)
 }
 
 // StreamAggregatedResources is the state-of-the-world form, which nobody here

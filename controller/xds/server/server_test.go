@@ -36,11 +36,15 @@ type lab struct {
 	addr   string
 }
 
-func newLab(t *testing.T) *lab {
+func newLab(t *testing.T, change ...func(*server.Config)) *lab {
 	t.Helper()
 	before := runtime.NumGoroutine()
 	l := &lab{t: t, store: mesh.NewStore()}
-	l.server = server.New(server.Config{Store: l.store, Authenticate: tokenOf})
+	config := server.Config{Store: l.store, Authenticate: tokenOf}
+	for _, f := range change {
+		f(&config)
+	}
+	l.server = server.New(config)
 	g := grpc.NewServer(server.Options()...)
 	l.server.Register(g)
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -287,6 +291,48 @@ func TestSingleNamesAreAnswered(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.expect("A+c//Pod/ns/a -/10.9.9.9")
+}
+
+// A name that is asked for before the first answer must not be waited for in
+// vain. The form of the first request is an Istio ztunnel's on-demand one.
+func TestNamesOfTheFirstRequestAreAnswered(t *testing.T) {
+	l := newLab(t)
+	l.apply(mesh.Delta{Workloads: []*mesh.Workload{workload("a", 1)}})
+	r := l.dial("node-1")
+	for _, name := range []string{"/10.9.9.9", "/10.9.9.8"} { // the second arrives while requests are gathered
+		err := r.stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeAddress,
+			ResourceNamesSubscribe: []string{"*", name}, ResourceNamesUnsubscribe: []string{"*"}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.expect("A+c//Pod/ns/a -/10.9.9.8 -/10.9.9.9")
+}
+
+// A token is looked at again while its stream lives.
+func TestStreamEndsWithItsCredentials(t *testing.T) {
+	var code atomic.Uint32
+	var asked atomic.Int32
+	l := newLab(t, func(c *server.Config) {
+		c.Recheck = time.Millisecond
+		c.Authenticate = func(context.Context) (server.Caller, error) {
+			asked.Add(1)
+			return server.Caller{}, grpcstatus.Error(codes.Code(code.Load()), "its pod has ended")
+		}
+	})
+	r := l.dial("node-1")
+	r.subscribe(wire.TypeAddress, nil)
+	r.expect("A")
+	code.Store(uint32(codes.Unavailable)) // nobody can say: the stream goes on
+	before := asked.Load()
+	eventually(t, "rechecks", func() bool { return asked.Load() > before+3 })
+	if n := len(l.server.Clients()); n != 1 {
+		t.Fatalf("%d clients", n)
+	}
+	code.Store(uint32(codes.Unauthenticated))
+	if _, err := r.stream.Recv(); grpcstatus.Code(err) != codes.Unauthenticated || !strings.Contains(err.Error(), "its pod has ended") {
+		t.Fatalf("error %v", err)
+	}
 }
 
 func TestStopEndsStreamsCleanly(t *testing.T) {

@@ -17,6 +17,12 @@ import (
 	"testing"
 	"time"
 
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -205,6 +211,7 @@ func TestAPIMode(t *testing.T) {
 		t.Run("bad policy", r.testBadPolicy)
 		t.Run("peer authentication", r.testPeerAuthentication)
 		t.Run("certificates", r.testCertificates)
+		t.Run("readers", r.testReaders)
 		t.Run("root certificates", r.testRoots)
 		t.Run("pods that end", r.testEnd)
 		t.Run("secret lost", r.testSecretLost)
@@ -409,6 +416,20 @@ func (r *running) testCertificates(t *testing.T) {
 	r.refused(t, id("prod", "db"), "no enrolled pod of spiffe://cluster.local/ns/prod/sa/db on node node-a")
 	r.refused(t, id("plain", "legacy"), "no enrolled pod of spiffe://cluster.local/ns/plain/sa/legacy on node node-a")
 	r.refused(t, identity.ID{TrustDomain: "elsewhere", Namespace: "prod", ServiceAccount: "web"}, "not of trust domain cluster.local")
+}
+
+// testReaders: a token for our audience is not enough to read the mesh.
+func (r *running) testReaders(t *testing.T) {
+	web := must(r.client.CoreV1().Pods("prod").Get(t.Context(), "web-1", metav1.GetOptions{}))(t)
+	token := must(r.token(web))(t)
+	conn := must(grpc.NewClient(r.xds.Addr().String(), grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{InsecureSkipVerify: true}))))(t)
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(metadata.AppendToOutgoingContext(t.Context(), "authorization", "Bearer "+token), patience)
+	defer cancel()
+	stream := must(discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx))(t)
+	if _, err := stream.Recv(); status.Code(err) != codes.PermissionDenied || !strings.Contains(err.Error(), "prod/web is not one of --trusted-node-accounts") {
+		t.Errorf("the stream of an ordinary pod: %v", err)
+	}
 }
 
 func (r *running) testRoots(t *testing.T) {

@@ -6,14 +6,18 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/status"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
@@ -33,6 +37,7 @@ type controller struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	client   kubernetes.Interface
+	reviews  kubernetes.Interface
 	istio    istioclient.Interface
 	monitor  *monitor
 	// listen is net.Listen; tests keep a port over a restart with it.
@@ -50,6 +55,11 @@ func newController(cfg *config, log *slog.Logger) (*controller, error) {
 	c := &controller{cfg: cfg, log: log, registry: prometheus.NewRegistry(), listen: net.Listen}
 	if c.client, err = kubernetes.NewForConfig(rc); err != nil {
 		return nil, fmt.Errorf("kubernetes client: %w", err)
+	}
+	// Anybody can make the controller ask about a token. That must not take
+	// the watches' and the Lease's share of requests.
+	if c.reviews, err = kubernetes.NewForConfig(rest.CopyConfig(rc)); err != nil {
+		return nil, fmt.Errorf("kubernetes client for token reviews: %w", err)
 	}
 	if c.istio, err = istioclient.NewForConfig(rc); err != nil {
 		return nil, fmt.Errorf("istio client: %w", err)
@@ -152,7 +162,9 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 
 // answer starts the gRPC servers; from here on clients are served.
 func (c *controller) answer(start func(string, func(context.Context) error), k *kube.Controller, authority *ca.Authority) error {
-	reviewer := ca.NewReviewer(c.client, k.PodNode)
+	reviewer := ca.NewReviewer(c.reviews, func(pod ca.Caller) (string, bool) {
+		return k.PodNode(pod.Namespace, pod.PodName, pod.PodUID, pod.ServiceAccount)
+	})
 	signer := ca.NewServer(ca.ServerConfig{
 		Authority:           authority,
 		Authenticate:        reviewer.Authenticate,
@@ -163,13 +175,10 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 		Registerer:          c.registry,
 	})
 	ads := xds.New(xds.Config{
-		Store: k.Store(),
-		Authenticate: func(ctx context.Context) (xds.Caller, error) {
-			caller, err := reviewer.Authenticate(ctx)
-			return xds.Caller(caller), err
-		},
-		Logger:     c.log,
-		Registerer: c.registry,
+		Store:        k.Store(),
+		Authenticate: func(ctx context.Context) (xds.Caller, error) { return c.reader(reviewer.Authenticate(ctx)) },
+		Logger:       c.log,
+		Registerer:   c.registry,
 	})
 	c.monitor.clients.Store(ads)
 	names := c.cfg.serverNames()
@@ -204,6 +213,19 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 	return nil
 }
 
+// reader is who may read the mesh over xDS: the node proxies. Any pod can mount
+// a token for our audience, and the addresses and policies of all namespaces
+// are not for any pod.
+func (c *controller) reader(caller ca.Caller, err error) (xds.Caller, error) {
+	switch {
+	case err != nil:
+		return xds.Caller{}, status.Errorf(ca.Code(err), "xds client refused: %v", err)
+	case !slices.Contains(c.cfg.nodeAccounts, caller.Account()):
+		return xds.Caller{}, status.Errorf(codes.PermissionDenied, "xds client refused: %s is not one of --trusted-node-accounts", caller.Account())
+	}
+	return xds.Caller(caller), nil
+}
+
 // serveGRPC serves until ctx ends, then sends clients to another replica.
 func serveGRPC(ctx context.Context, g *grpc.Server, ads *xds.Server, l net.Listener) error {
 	serving, end := context.WithCancel(ctx)
@@ -220,6 +242,7 @@ func serveGRPC(ctx context.Context, g *grpc.Server, ads *xds.Server, l net.Liste
 	asked := ctx.Err() != nil
 	end()
 	<-stopped
+	ads.Wait()
 	if asked {
 		return nil
 	}

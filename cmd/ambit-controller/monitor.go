@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -39,8 +40,14 @@ func newMonitor(registry *prometheus.Registry) *monitor {
 	return m
 }
 
-// listClients shows how far each data plane connected to this replica is.
-func (m *monitor) listClients(w http.ResponseWriter, _ *http.Request) {
+// listClients shows how far each data plane connected to this replica is. Only
+// the pod's own loopback is answered, which is what kubectl port-forward comes
+// from: who may see pods and nodes is the API server's decision.
+func (m *monitor) listClients(w http.ResponseWriter, r *http.Request) {
+	if a, err := netip.ParseAddrPort(r.RemoteAddr); err != nil || !a.Addr().Unmap().IsLoopback() {
+		http.Error(w, "only for loopback: use kubectl port-forward", http.StatusForbidden)
+		return
+	}
 	clients := []xds.ClientStatus{}
 	if s := m.clients.Load(); s != nil {
 		clients = append(clients, s.Clients()...)

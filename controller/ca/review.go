@@ -26,8 +26,12 @@ const (
 	maxToken   = 32 << 10
 )
 
+// ErrReview marks a token that could not be reviewed, as opposed to one that
+// was refused: it may be asked for again.
+var ErrReview = errors.New("token review")
+
 // Caller is who a verified token belongs to. Node is "" when the token is not
-// bound to a pod, or the pod is not known yet.
+// bound to a pod.
 type Caller struct{ Namespace, ServiceAccount, PodName, PodUID, Node string }
 
 // Account is <namespace>/<service account>.
@@ -36,7 +40,7 @@ func (c Caller) Account() string { return c.Namespace + "/" + c.ServiceAccount }
 // Reviewer verifies service account tokens with the Kubernetes API.
 type Reviewer struct {
 	client  kubernetes.Interface
-	podNode func(ns, pod, uid string) (node string, ok bool)
+	podNode func(Caller) (node string, ok bool)
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]*review // guarded by mu
@@ -50,8 +54,9 @@ type review struct {
 	expires time.Time
 }
 
-// NewReviewer asks client; podNode finds the node of a pod by name and UID.
-func NewReviewer(client kubernetes.Interface, podNode func(ns, pod, uid string) (node string, ok bool)) *Reviewer {
+// NewReviewer asks client; podNode finds the node of a caller's pod as long as
+// that has not ended.
+func NewReviewer(client kubernetes.Interface, podNode func(Caller) (node string, ok bool)) *Reviewer {
 	return &Reviewer{client: client, podNode: podNode, known: make(map[[sha256.Size]byte]*review)}
 }
 
@@ -66,11 +71,14 @@ func (r *Reviewer) Authenticate(ctx context.Context) (Caller, error) {
 	if err != nil {
 		return Caller{}, err
 	}
-	// Not cached: a pod may become known a moment after its token.
+	// Not cached: a pod may become known a moment after its token, and a token
+	// must not outlive its pod by the time a review counts.
 	if c.PodName != "" {
-		if node, ok := r.podNode(c.Namespace, c.PodName, c.PodUID); ok {
-			c.Node = node
+		node, ok := r.podNode(c)
+		if !ok {
+			return Caller{}, fmt.Errorf("token refused: its pod %s/%s with UID %s is not known or has ended", c.Namespace, c.PodName, c.PodUID)
 		}
+		c.Node = node
 	}
 	return c, nil
 }
@@ -110,7 +118,7 @@ func (r *Reviewer) cached(ctx context.Context, token string) (Caller, error) {
 		case <-v.done:
 			return v.caller, v.err
 		case <-ctx.Done():
-			return Caller{}, ctx.Err()
+			return Caller{}, fmt.Errorf("%w: %w", ErrReview, ctx.Err())
 		}
 	}
 	if len(r.known) >= maxReviews {
@@ -141,7 +149,7 @@ func (r *Reviewer) ask(ctx context.Context, token string) (c Caller, conclusive 
 		Spec: authentication.TokenReviewSpec{Token: token, Audiences: []string{Audience}},
 	}, meta.CreateOptions{})
 	if err != nil {
-		return Caller{}, false, fmt.Errorf("token review: %w", err)
+		return Caller{}, false, fmt.Errorf("%w: %w", ErrReview, err)
 	}
 	c, err = callerOf(&answer.Status)
 	return c, true, err

@@ -3,6 +3,7 @@ package ca
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	authentication "k8s.io/api/authentication/v1"
 	"k8s.io/client-go/kubernetes"
@@ -58,8 +60,8 @@ func good() authentication.TokenReviewStatus {
 	}
 }
 
-func node1(ns, pod, uid string) (string, bool) {
-	return "node-1", ns == "ambit-system" && pod == "ztunnel-1" && uid == "u1"
+func node1(c Caller) (string, bool) {
+	return "node-1", c == Caller{Namespace: "ambit-system", ServiceAccount: "ztunnel", PodName: "ztunnel-1", PodUID: "u1"}
 }
 
 func with(header string) context.Context {
@@ -123,8 +125,8 @@ func TestReviewDoesNotRememberAnAPIServerThatIsAway(t *testing.T) {
 	client, calls := apiServer(t, func(string) authentication.TokenReviewStatus { return good() })
 	r := NewReviewer(client, node1)
 	for range 2 {
-		if _, err := r.Authenticate(with("Bearer api-down")); err == nil {
-			t.Fatal("no error")
+		if _, err := r.Authenticate(with("Bearer api-down")); !errors.Is(err, ErrReview) || Code(err) != codes.Unavailable {
+			t.Fatalf("error %v with code %v", err, Code(err))
 		}
 	}
 	if n := calls.Load(); n < 2 {
@@ -132,15 +134,21 @@ func TestReviewDoesNotRememberAnAPIServerThatIsAway(t *testing.T) {
 	}
 }
 
-func TestReviewOfAnUnknownPodHasNoNode(t *testing.T) {
-	client, _ := apiServer(t, func(string) authentication.TokenReviewStatus { return good() })
+// A review counts for a minute, a pod only as long as it is there.
+func TestReviewEndsWithThePod(t *testing.T) {
+	client, calls := apiServer(t, func(string) authentication.TokenReviewStatus { return good() })
 	known := false
-	r := NewReviewer(client, func(ns, pod, uid string) (string, bool) { return "node-1", known })
-	if c, err := r.Authenticate(with("Bearer t")); err != nil || c.Node != "" {
-		t.Fatalf("%+v, %v", c, err)
+	r := NewReviewer(client, func(Caller) (string, bool) { return "node-1", known })
+	for _, known = range []bool{false, true, false} {
+		c, err := r.Authenticate(with("Bearer t"))
+		switch {
+		case known && (err != nil || c.Node != "node-1"):
+			t.Errorf("known: %+v, %v", c, err)
+		case !known && (err == nil || c != Caller{} || !strings.Contains(err.Error(), "pod ambit-system/ztunnel-1 with UID u1 is not known or has ended")):
+			t.Errorf("unknown: %+v, %v", c, err)
+		}
 	}
-	known = true // the review is cached, the node is not
-	if c, err := r.Authenticate(with("Bearer t")); err != nil || c.Node != "node-1" {
-		t.Fatalf("%+v, %v", c, err)
+	if n := calls.Load(); n != 1 {
+		t.Errorf("%d reviews", n)
 	}
 }

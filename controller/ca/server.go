@@ -62,7 +62,7 @@ func (s *Server) CreateCertificate(ctx context.Context, r *pb.IstioCertificateRe
 	if err != nil {
 		s.metrics.authentication.Inc()
 		s.config.Logger.Warn("certificate refused", "reason", "authentication", "error", err)
-		return nil, status.Errorf(codes.Unauthenticated, "request authenticate failure: %v", err)
+		return nil, status.Errorf(Code(err), "request authenticate failure: %v", err)
 	}
 	id, denial := s.identityFor(caller, r.GetMetadata())
 	if denial != nil {
@@ -89,6 +89,15 @@ func (s *Server) CreateCertificate(ctx context.Context, r *pb.IstioCertificateRe
 	s.metrics.issued.Inc()
 	s.config.Logger.Debug("certificate issued", "caller", caller.Account(), "pod", caller.PodName, "node", caller.Node, "identity", id.String())
 	return &pb.IstioCertificateResponse{CertChain: chain}, nil
+}
+
+// Code is what to answer a caller whom Authenticate did not let in: to try
+// again when nobody could say who it is.
+func Code(err error) codes.Code {
+	if errors.Is(err, ErrReview) {
+		return codes.Unavailable
+	}
+	return codes.Unauthenticated
 }
 
 func (s *Server) refused(c Caller, id identity.ID, reason string, err error) {
@@ -131,7 +140,7 @@ func (s *Server) identityFor(c Caller, m *structpb.Struct) (identity.ID, *denial
 	case c.PodName == "" || c.PodUID == "":
 		return deny("unbound_token", "the token is not bound to a pod")
 	case c.Node == "":
-		return deny("unknown_pod", "pod "+c.Namespace+"/"+c.PodName+" with UID "+c.PodUID+" is not known")
+		return deny("unknown_node", "the node of pod "+c.Namespace+"/"+c.PodName+" is not known")
 	case !s.config.Hosts(c.Node, id):
 		return deny("not_on_node", "no enrolled pod of "+id.String()+" on node "+c.Node)
 	}

@@ -3,14 +3,15 @@ package kube
 import (
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambitmesh/ambit/controller/translate"
 	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 // PodNode is the node pod namespace/name runs on. It reports false for a pod
-// that is unknown, not bound to a node, or not the one with that UID.
-func (c *Controller) PodNode(namespace, name, uid string) (string, bool) {
+// that is unknown, not bound to a node, of another UID or account, or has ended.
+func (c *Controller) PodNode(namespace, name, uid, serviceAccount string) (string, bool) {
 	pod := get[*corev1.Pod](c.caches.pods, namespace+"/"+name)
-	if pod == nil || string(pod.UID) != uid || pod.Spec.NodeName == "" {
+	if pod == nil || string(pod.UID) != uid || account(pod) != serviceAccount || pod.Spec.NodeName == "" || translate.Ended(pod) {
 		return "", false
 	}
 	return pod.Spec.NodeName, true
@@ -35,7 +36,6 @@ func (c *Controller) Hosts(node string, id identity.ID) bool {
 	return false
 }
 
-// ztunnel pods run as long as they have not ended.
 func (c *Controller) ztunnel(pod *corev1.Pod) bool {
-	return c.cfg.Enrolment.Ztunnel(pod) && pod.Status.Phase != corev1.PodSucceeded && pod.Status.Phase != corev1.PodFailed
+	return c.cfg.Enrolment.Ztunnel(pod) && !translate.Ended(pod)
 }

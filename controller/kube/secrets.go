@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"maps"
 	"sync"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
@@ -28,6 +29,7 @@ type SecretConfig struct {
 	Client     kubernetes.Interface
 	Namespace  string
 	Generate   func() (map[string][]byte, error) // contents of a new self-signed Secret
+	Retry      time.Duration                     // between attempts; 0: a second
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
 }
@@ -44,6 +46,9 @@ type CASecret struct {
 
 // NewCASecret has no side effects but registering metrics.
 func NewCASecret(cfg SecretConfig) *CASecret {
+	if cfg.Retry <= 0 {
+		cfg.Retry = time.Second
+	}
 	s := &CASecret{cfg: cfg, present: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "ambit_ca_secret_intact",
 		Help: "1 while the Secret the signing key was read from is there and unchanged.",
@@ -53,8 +58,27 @@ func NewCASecret(cfg SecretConfig) *CASecret {
 }
 
 // Load returns the Secret's <namespace>/<name> and contents. Of several
-// replicas that find none, the one whose create succeeds decides for all.
+// replicas that find none, the one whose create succeeds decides for all. It
+// tries on until ctx ends: a program that ends because the API server is away
+// is started again ever more slowly, and then late.
 func (s *CASecret) Load(ctx context.Context) (string, map[string][]byte, error) {
+	for logged := ""; ; {
+		name, data, err := s.find(ctx)
+		if err == nil {
+			return name, data, nil
+		}
+		if text := err.Error(); text != logged {
+			logged = text
+			s.cfg.Logger.Error("no CA yet, trying on", "error", err)
+		}
+		if !pause(ctx, s.cfg.Retry) {
+			return "", nil, err
+		}
+	}
+}
+
+// find is one attempt of Load.
+func (s *CASecret) find(ctx context.Context) (string, map[string][]byte, error) {
 	for _, name := range []string{PluggedInSecret, SelfSignedSecret} {
 		secret, err := s.get(ctx, name)
 		if err != nil {

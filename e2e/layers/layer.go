@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 )
@@ -13,10 +14,11 @@ import (
 // layer is one kind of test, with what it needs of the machine.
 type layer struct {
 	name, what string
-	// prepare, when there is one, is a command that must succeed first.
-	prepare []string
-	dir     string // where the commands run; empty: here
+	// prepare are commands that must succeed first. They run here.
+	prepare [][]string
+	dir     string // where the tests run; empty: here
 	args    []string
+	env     func() []string
 	race    bool
 	root    bool
 	needs   []string // programs
@@ -37,9 +39,28 @@ var layers = []layer{
 	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m"}, concurrent...), race: true, needs: []string{"gcc"}},
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
 	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-timeout=15m", "./e2e/netns/..."}, root: true},
-	{name: "kubelab", what: "a real Kubernetes in namespaces (compiled once, about five minutes)",
-		prepare: []string{"go", "run", "./cmd/kubelab", "build"},
-		dir:     "e2e/kubelab", args: []string{"-count=1", "-timeout=20m", "."}, root: true, needs: []string{"containerd", "runc", "nft"}},
+	{name: "api", what: "the controller with a real API server (Kubernetes is compiled once, about five minutes)",
+		prepare: lab, args: []string{"-count=1", "-timeout=10m", "-run=TestAPIMode", "./cmd/ambit-controller"}, env: labEnv, root: true, needs: labNeeds},
+	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",
+		prepare: lab, dir: "e2e/kubelab",
+		// One cluster at a time; not the components, whose tests are Kubernetes' own.
+		args: []string{"-count=1", "-p=1", "-timeout=20m", ".", "./cmd/kubelab", "./cmd/testapp", "./firstlight"}, root: true, needs: labNeeds},
+}
+
+const labBinary = "out/bin/kubelab"
+
+var (
+	lab      = [][]string{{"go", "build", "-C", "e2e/kubelab", "-o", "../../" + labBinary, "./cmd/kubelab"}, {labBinary, "build"}}
+	labNeeds = []string{"containerd", "runc", "nft"}
+)
+
+// labEnv tells tests where the lab is.
+func labEnv() []string {
+	path, err := filepath.Abs(labBinary)
+	if err != nil {
+		return nil // the working directory is gone: the tests say so better
+	}
+	return []string{"AMBIT_KUBELAB=" + path}
 }
 
 func names() []string {
@@ -89,11 +110,14 @@ func (l layer) run(ctx context.Context, t *tally) error {
 	if l.race {
 		env = append(env, "CGO_ENABLED=1")
 	}
-	if l.prepare != nil {
-		cmd := exec.CommandContext(ctx, l.prepare[0], l.prepare[1:]...)
-		cmd.Dir, cmd.Env, cmd.Stdout, cmd.Stderr = l.dir, env, os.Stdout, os.Stderr
+	if l.env != nil {
+		env = append(env, l.env()...)
+	}
+	for _, p := range l.prepare {
+		cmd := exec.CommandContext(ctx, p[0], p[1:]...)
+		cmd.Env, cmd.Stdout, cmd.Stderr = env, os.Stdout, os.Stderr
 		if err := cmd.Run(); err != nil {
-			return fmt.Errorf("%s: %w", strings.Join(l.prepare, " "), err)
+			return fmt.Errorf("%s: %w", strings.Join(p, " "), err)
 		}
 	}
 	args := []string{"test", "-json"}

@@ -114,6 +114,14 @@ func run() error {
 		if err := installer.Run(ctx); err != nil {
 			log.Error("the plugin's installation is not watched", "err", err)
 		}
+		<-ctx.Done()
+		if agent.Uninstalled() {
+			if err := installer.Uninstall(); err != nil {
+				log.Error("the plugin is left on this node", "err", err)
+			} else {
+				log.Info("Ambit is being uninstalled: the plugin and its entry are gone from this node")
+			}
+		}
 	})
 	err = agent.Run(ctx)
 	cancel()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -45,7 +46,8 @@ type Config struct {
 	// PeersWait is the time between taking a pod's annotation away and
 	// sending its connections direct: peers are to hear of it first.
 	PeersWait time.Duration
-	// DrainWait is how long captured connections may go on after that.
+	// DrainWait is how long captured connections may go on after that; the
+	// pod leaves as soon as they have ended.
 	DrainWait time.Duration
 	// DriftEvery is the pause between two looks at every captured pod.
 	DriftEvery time.Duration
@@ -64,6 +66,7 @@ type Redirector interface {
 	Drain(containerID string) error
 	Clear(containerID string, ns *netns.NS) error
 	Collect(keep func(containerID string) bool) ([]string, error)
+	TrustProxies(cgroups []uint64) error
 }
 
 // Validate names every problem at once.
@@ -97,13 +100,15 @@ type Agent struct {
 	zds     *handoff.Server
 	events  chan event
 
-	served served // pods a ztunnel is to serve; has its own lock
-	kept   atomic.Pointer[[]string]
-	old    recovery
-	ready  atomic.Bool
-	up     chan struct{} // closed when ready becomes true
-	jobs   sync.WaitGroup
-	slots  chan struct{} // bounds what jobs ask of the kernel at once
+	served  served // pods a ztunnel is to serve; has its own lock
+	proxies *proxies
+	older   *older
+	kept    atomic.Pointer[[]string]
+	old     recovery
+	ready   atomic.Bool
+	up      chan struct{} // closed when ready becomes true
+	jobs    sync.WaitGroup
+	slots   chan struct{} // bounds what jobs ask of the kernel at once
 }
 
 // maxLoads at once: a node that boots has all its pods to do, and each needs
@@ -112,14 +117,18 @@ const maxLoads = 4
 
 // New makes an agent; it touches nothing yet.
 func New(cfg Config) *Agent {
-	return &Agent{
+	a := &Agent{
 		cfg:     cfg,
 		log:     cfg.Logger,
 		metrics: newMetrics(cfg.Registerer),
 		events:  make(chan event),
 		slots:   make(chan struct{}, maxLoads),
 		up:      make(chan struct{}),
+		proxies: &proxies{trust: cfg.Redirector.TrustProxies, find: cfg.HostRoot.cgroupOf, log: cfg.Logger},
 	}
+	a.older = &older{say: a.sayOlder, list: redirect.Connections, log: cfg.Logger}
+	a.metrics.watch(cfg.Registerer, a)
+	return a
 }
 
 // Ready says whether the agent answers the plugin.
@@ -153,6 +162,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	a.boot = strings.TrimSpace(string(boot))
 	before := a.remember()
+	a.proxies.begin(before.Proxies)
 
 	a.kube = newWatcher(a.cfg.Client, a.cfg.Node, func(uid string) { a.tell(ctx, event{changed: uid}) })
 	start("watch", a.kube.run)
@@ -180,6 +190,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	l := newLoop(a, before)
 	start("pods", l.run)
 	start("plugin", plugin.Run)
+	start("older connections", a.older.run)
 	a.ready.Store(true)
 	close(a.up)
 	<-ctx.Done()
@@ -214,7 +225,7 @@ func (a *Agent) remember() enroll.Intent {
 	if in.Boot != a.boot {
 		// Every sandbox of the former boot is gone, and with it its namespace.
 		a.log.Info("the node was rebooted since the intent file was written", "pods", len(in.Pods))
-		in.Pods = nil
+		in.Pods, in.Proxies = nil, nil
 	}
 	var uids []string
 	for _, p := range in.Pods {
@@ -251,6 +262,23 @@ func (a *Agent) runtime() (*cri.Client, error) {
 		}
 	}
 	return cri.New(path)
+}
+
+// sayOlder writes on a pod how many of its connections are older than capture.
+func (a *Agent) sayOlder(ctx context.Context, uid string, count int) error {
+	p := a.kube.pod(uid)
+	if p == nil {
+		return nil
+	}
+	return a.kube.annotate(ctx, p, map[string]string{annotationOlder: number(count)})
+}
+
+// number is empty for none, which removes an annotation.
+func number(n int) string {
+	if n == 0 {
+		return ""
+	}
+	return strconv.Itoa(n)
 }
 
 // podName is how logs and errors name a pod.

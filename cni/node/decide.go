@@ -17,6 +17,7 @@ const (
 	annotationSidecar   = "sidecar.istio.io/status"
 	annotationRedirect  = "ambient.istio.io/redirection"
 	annotationReason    = "ambitmesh.io/redirection-reason"
+	annotationOlder     = "ambitmesh.io/older-connections"
 	redirectionEnabled  = "enabled"
 	redirectionPending  = "pending"
 	labelApp            = "app"

@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -63,7 +64,10 @@ type entry struct {
 	held    *held       // what has been set up; the job's while busy
 
 	busy    bool
-	again   bool // something changed while busy
+	working string             // container the job works on
+	cancel  context.CancelFunc // ends a job that un-enrols; nil while another runs
+	stays   bool               // that job was ended, the pod is not to leave any more
+	again   bool               // something changed while busy
 	waiters []chan<- enroll.Response
 	leaving []chan<- struct{} // waiting for the sandbox to be cleared
 	gone    bool              // the sandbox was removed: clear what is held
@@ -83,13 +87,16 @@ type loop struct {
 	dirty    bool              // the intent file is to be written
 	waiting  []chan<- struct{} // for it to be written
 	written  time.Time
-	collect  bool // stale pins are to be removed once
+	content  enroll.Intent // as last written
+	failing  string        // why it could not be written last
+	collect  bool          // stale pins are to be removed once
 }
 
 const (
 	retryFirst = 100 * time.Millisecond
 	retryMost  = 15 * time.Second
 	writeEvery = 100 * time.Millisecond
+	writeAgain = 5 * time.Second // after a failure
 	moveSettle = 300 * time.Millisecond
 	// freshFor is how long a pod that was read directly may be unknown to
 	// the watch, which is behind by one event usually.
@@ -124,6 +131,9 @@ func (l *loop) run(ctx context.Context) error {
 		case <-ctx.Done():
 			l.drainJobs()
 			l.write()
+			if l.a.Uninstalled() {
+				l.abandon()
+			}
 			for _, e := range l.pods {
 				if e.held != nil {
 					e.held.close() // ztunnel's copies and the pins go on
@@ -137,7 +147,7 @@ func (l *loop) run(ctx context.Context) error {
 		}
 		l.overdue(ctx)
 		l.collectStale()
-		if len(l.waiting) > 0 || l.dirty && time.Since(l.written) >= writeEvery {
+		if len(l.waiting) > 0 || l.dirty && time.Since(l.written) >= l.writePause() {
 			l.write()
 		}
 	}
@@ -176,6 +186,7 @@ func (l *loop) handle(ctx context.Context, ev event) {
 		e := l.finish(ev.done)
 		l.settle(ctx, e)
 	case ev.synced != nil:
+		l.dirty = true // its cgroup
 		for _, uid := range ev.synced {
 			if e := l.pods[uid]; e != nil && e.held != nil && !e.busy && !e.held.acked {
 				l.kick(ctx, e)
@@ -248,11 +259,11 @@ func (l *loop) add(ctx context.Context, add *addition) {
 // has a new sandbox already, that one is not touched.
 func (l *loop) del(ctx context.Context, del *deletion) {
 	for _, e := range l.pods {
-		current := e.sandbox.id == del.containerID
+		have := e.working
 		if e.held != nil && !e.busy {
-			current = current || e.held.containerID == del.containerID
+			have = e.held.containerID
 		}
-		if !current {
+		if e.sandbox.id != del.containerID && have != del.containerID {
 			continue
 		}
 		if e.sandbox.id == del.containerID || e.sandbox.id == "" {
@@ -262,8 +273,10 @@ func (l *loop) del(ctx context.Context, del *deletion) {
 			}
 			e.waiters = nil
 		}
-		if e.busy || e.held != nil && e.held.containerID == del.containerID {
-			e.gone = true
+		if have == del.containerID || e.busy && e.sandbox.id == "" {
+			// While the pod has another sandbox already, the job that sets
+			// that one up takes the old one away first.
+			e.gone = e.sandbox.id == ""
 			e.leaving = append(e.leaving, del.done)
 			l.settle(ctx, e)
 			return
@@ -283,10 +296,8 @@ func (l *loop) check(c *examination) {
 		if e.busy || e.held == nil || e.held.containerID != c.containerID {
 			continue
 		}
-		cfg := e.held.config(l.a, nil)
-		if e.pod != nil {
-			cfg.ProbePorts = ProbePorts(e.pod)
-		}
+		cfg := e.held.config(l.a, e.pod)
+		cfg.ProxyCgroups = l.a.proxies.list()
 		if err := l.a.cfg.Redirector.Check(cfg); err != nil {
 			c.answer <- enroll.Response{Outcome: enroll.Refused, Reason: err.Error()}
 			return
@@ -301,6 +312,10 @@ func (l *loop) check(c *examination) {
 func (l *loop) settle(ctx context.Context, e *entry) {
 	if e.busy {
 		e.again = true
+		if e.cancel != nil && !l.leaves(e) {
+			e.cancel() // its wait for connections may be long
+			e.stays = true
+		}
 		return
 	}
 	e.again = false
@@ -318,6 +333,17 @@ func (l *loop) settle(ctx context.Context, e *entry) {
 		}
 		l.start(ctx, e, step)
 	}
+}
+
+// leaves reports whether a pod that is leaving the mesh still is to, as far as
+// is known.
+func (l *loop) leaves(e *entry) bool {
+	p := l.a.kube.pod(e.uid)
+	if e.gone || p == nil || terminal(p) {
+		return false
+	}
+	labels, known := l.a.kube.labels(p.Namespace)
+	return !known || !Decide(l.a.cfg.Rules, p, labels).Enrol
 }
 
 // step is what a pod needs now.
@@ -394,6 +420,15 @@ func (l *loop) start(ctx context.Context, e *entry, s step) {
 	if p, ok := l.intended[e.uid]; ok {
 		j.before = &p
 	}
+	e.working = e.sandbox.id
+	if e.held != nil {
+		e.working = e.held.containerID
+	} else if j.before != nil && e.working == "" {
+		e.working = j.before.ContainerID
+	}
+	if s == stepWithdraw {
+		ctx, e.cancel = context.WithCancel(ctx)
+	}
 	e.busy = true
 	e.held = nil // the job's until it is done
 	l.a.jobs.Go(func() {
@@ -406,11 +441,21 @@ func (l *loop) start(ctx context.Context, e *entry, s step) {
 // finish takes a job's result.
 func (l *loop) finish(r *result) *entry {
 	e := l.pods[r.uid]
-	e.busy = false
+	e.busy, e.working = false, ""
+	superseded := e.stays && r.err != nil
+	if e.cancel != nil {
+		e.cancel()
+	}
+	e.cancel, e.stays = nil, false
 	e.held = r.held
 	l.dirty = true
 	if r.held != nil && r.held.set && e.pod != nil {
 		l.intended[e.uid] = r.held.intended(e.pod)
+	}
+	if superseded {
+		e.failed, e.retry = 0, time.Time{}
+		l.a.log.Info("pod does not leave the mesh after all", "pod", r.name, "uid", r.uid)
+		return e
 	}
 	if r.err != nil {
 		e.failed++
@@ -457,7 +502,7 @@ func (l *loop) finish(r *result) *entry {
 func (l *loop) next() time.Duration {
 	wake := time.Now().Add(time.Minute)
 	if l.dirty {
-		wake = l.written.Add(writeEvery)
+		wake = l.written.Add(l.writePause())
 	}
 	for _, e := range l.pods {
 		if e.busy {
@@ -519,10 +564,10 @@ func (l *loop) collectStale() {
 	}
 }
 
-// write puts the decisions on disk. What cannot be written is tried again with
-// the next change; the plugin then goes by the older file.
+// write puts the decisions on disk. What cannot be written is tried again; the
+// plugin then goes by the older file while the agent is away.
 func (l *loop) write() {
-	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment)}
+	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment), Proxies: l.a.proxies.list()}
 	for _, ns := range l.a.kube.allNamespaces() {
 		in.Namespaces[ns.Name] = NamespaceEnrolment(l.a.cfg.Rules, ns.Name, ns.Labels, l.a.kube.podsIn(ns.Name))
 	}
@@ -531,13 +576,40 @@ func (l *loop) write() {
 	}
 	l.written = time.Now()
 	l.dirty = false
-	if err := enroll.WriteIntent(l.a.cfg.Intent, in); err != nil {
-		l.a.metrics.intentErrors.Inc()
-		l.a.log.Error("cannot write the intent file; the plugin goes by the older one while the agent is away", "err", err)
+	// Most of what happens to pods changes nothing here, and a write waits
+	// for the disk.
+	if !reflect.DeepEqual(in, l.content) {
+		l.save(in)
 	}
 	for _, w := range l.waiting {
 		close(w)
 	}
 	l.waiting = nil
 	l.a.metrics.states(l.pods)
+}
+
+// save replaces the file. A disk that stays full is reported once.
+func (l *loop) save(in enroll.Intent) {
+	err := enroll.WriteIntent(l.a.cfg.Intent, in)
+	if err == nil {
+		if l.failing != "" {
+			l.a.log.Info("the intent file is written again", "path", l.a.cfg.Intent)
+		}
+		l.content, l.failing = in, ""
+		return
+	}
+	l.dirty = true
+	l.a.metrics.intentErrors.Inc()
+	if l.failing == "" {
+		l.a.log.Error("cannot write the intent file; the plugin goes by the older one while the agent is away", "err", err)
+	}
+	l.failing = err.Error()
+}
+
+// writePause spaces writes of the intent file.
+func (l *loop) writePause() time.Duration {
+	if l.failing != "" {
+		return writeAgain
+	}
+	return writeEvery
 }

@@ -12,6 +12,9 @@ import (
 //	ambit_cni_enrol_seconds                  successful enrolments and repairs
 //	ambit_cni_drift_repairs_total            captured pods whose capture had been changed
 //	ambit_cni_intent_write_errors_total
+//	ambit_cni_older_connections              open connections that are older than their pod's capture
+//	ambit_cni_cut_connections_total          connections that outlasted the drain of their pod
+//	ambit_cni_proxy_cgroups                  cgroups the proxy's mark is believed from; 0: from any
 //	ambit_cni_ztunnel_connected              connections of ztunnels
 type metrics struct {
 	pods         *prometheus.GaugeVec
@@ -20,6 +23,7 @@ type metrics struct {
 	enrolSeconds prometheus.Histogram
 	repairs      prometheus.Counter
 	intentErrors prometheus.Counter
+	cut          prometheus.Counter
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -37,11 +41,27 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Name: "ambit_cni_drift_repairs_total", Help: "Captured pods whose capture had been changed by somebody and was repaired."}),
 		intentErrors: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ambit_cni_intent_write_errors_total", Help: "Failed writes of the intent file."}),
+		cut: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "ambit_cni_cut_connections_total", Help: "Connections that outlasted the time their pod had to leave the mesh, and were cut."}),
 	}
 	if r != nil {
-		r.MustRegister(m.pods, m.jobs, m.requests, m.enrolSeconds, m.repairs, m.intentErrors)
+		r.MustRegister(m.pods, m.jobs, m.requests, m.enrolSeconds, m.repairs, m.intentErrors, m.cut)
 	}
 	return m
+}
+
+// watch adds what is read from the agent.
+func (m *metrics) watch(r prometheus.Registerer, a *Agent) {
+	if r == nil {
+		return
+	}
+	r.MustRegister(
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ambit_cni_older_connections", Help: "Open connections that are older than the capture of their pod and bypass the mesh."},
+			func() float64 { return float64(a.older.total()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ambit_cni_proxy_cgroups", Help: "Cgroups from which the proxy's mark is believed; 0 when the mark alone decides."},
+			func() float64 { return float64(len(a.proxies.list())) }))
 }
 
 func (m *metrics) done(s step)   { m.jobs.WithLabelValues(s.String(), "ok").Inc() }

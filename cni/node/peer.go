@@ -22,7 +22,7 @@ func (a *Agent) checkPeer(cred unix.Ucred) error {
 		if cred.Uid != 0 {
 			return fmt.Errorf("user %d is not root", cred.Uid)
 		}
-		return nil
+		return a.proxies.admit(int(cred.Pid))
 	}
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(int(cred.Pid)) + "/cgroup")
 	if err != nil {
@@ -39,7 +39,8 @@ func (a *Agent) checkPeer(cred unix.Ucred) error {
 	if pod.Namespace != a.cfg.ZtunnelNamespace || pod.Labels[labelApp] != appZtunnel {
 		return fmt.Errorf("it is in pod %s, want one of namespace %s with label %s=%s", podName(pod), a.cfg.ZtunnelNamespace, labelApp, appZtunnel)
 	}
-	return nil
+	// Before it gets any pod: what it dials must not look forged.
+	return a.proxies.admit(int(cred.Pid))
 }
 
 // cgroupPod reads the pod's uid out of the content of /proc/<pid>/cgroup.

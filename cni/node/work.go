@@ -40,6 +40,10 @@ type held struct {
 	acked  bool // a ztunnel serves it
 	proven bool
 
+	drained bool     // un-enrolment had begun: connections were made past the mesh
+	counted bool     // older is known
+	older   []uint64 // connections that capture found open, by cookie
+
 	unwatch func() // ends the watch of its addresses and devices and waits
 }
 
@@ -96,7 +100,7 @@ func nodeAddrs() []netip.Prefix {
 }
 
 func (h *held) intended(pod *corev1.Pod) enroll.IntendedPod {
-	p := enroll.IntendedPod{UID: h.uid, ContainerID: h.containerID, Cookie: h.cookie, Netns: h.path, Sockets: h.sockets}
+	p := enroll.IntendedPod{UID: h.uid, ContainerID: h.containerID, Cookie: h.cookie, Netns: h.path, Sockets: h.sockets, Older: h.older}
 	if pod != nil {
 		p.Namespace, p.Name = pod.Namespace, pod.Name
 	}
@@ -188,9 +192,13 @@ func (j *job) enrol(ctx context.Context) error {
 	fresh := j.held == nil || !j.held.complete()
 	err := j.capture(ctx)
 	if err == nil {
-		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: ""})
+		n := len(j.held.older)
+		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: "", annotationOlder: number(n)})
+		if err == nil {
+			j.a.older.heard(j.uid, n)
+		}
 		if err == nil && fresh {
-			j.a.log.Info("pod captured", "pod", podName(j.pod), "uid", j.uid, "container", j.held.containerID, "addresses", j.held.addrs)
+			j.a.log.Info("pod captured", "pod", podName(j.pod), "uid", j.uid, "container", j.held.containerID, "addresses", j.held.addrs, "olderConnections", n)
 		}
 		return err
 	}
@@ -216,19 +224,21 @@ func (j *job) capture(ctx context.Context) error {
 		}
 	}
 	if h.set {
-		if err := j.a.cfg.Redirector.Check(h.config(j.a, j.pod)); err != nil {
+		cfg := h.config(j.a, j.pod)
+		cfg.ProxyCgroups = j.a.proxies.list()
+		if err := j.a.cfg.Redirector.Check(cfg); err != nil {
 			j.a.log.Warn("capture has drifted and is repaired", "pod", podName(j.pod), "err", err)
 			j.a.metrics.repairs.Inc()
 			h.set, h.proven = false, false
 		}
 	}
 	if !h.set {
-		err := j.a.kernel(func() error { return j.a.cfg.Redirector.Set(h.config(j.a, j.pod)) })
-		if err != nil {
+		if err := j.set(); err != nil {
 			return err
 		}
 		h.set = true
 	}
+	j.count()
 	if h.unwatch == nil {
 		h.unwatch = j.a.watch(ctx, j.uid, podName(j.pod), h.ns)
 	}
@@ -264,6 +274,51 @@ func (j *job) capture(ctx context.Context) error {
 		h.proven = true
 	}
 	return nil
+}
+
+// set turns capture on. The pod learns the cgroups of all proxies there are; a
+// later one is made known to it by itself.
+func (j *job) set() error {
+	h := j.held
+	if j.a.proxies.checking() {
+		ids, err := makers(h.ns, h.sockets)
+		if err != nil {
+			return err
+		}
+		j.a.proxies.learn(ids...)
+	}
+	return j.a.kernel(func() error {
+		return j.a.proxies.with(func(ids []uint64) error {
+			cfg := h.config(j.a, j.pod)
+			cfg.ProxyCgroups = ids
+			return j.a.cfg.Redirector.Set(cfg)
+		})
+	})
+}
+
+// count finds the connections that are older than capture, directly after it
+// began; an agent that comes later goes by what the one before has found.
+func (j *job) count() {
+	h := j.held
+	if h.counted {
+		h.older = j.a.older.of(j.uid)
+		return
+	}
+	h.counted = true
+	switch {
+	case j.adding:
+		// The sandbox is new, no process is in it yet.
+	case j.before != nil && j.before.ContainerID == h.containerID && j.before.Cookie == h.cookie && !h.drained:
+		h.older = j.before.Older
+	default:
+		all, err := redirect.Connections(h.ns)
+		if err != nil {
+			j.a.log.Warn("connections older than capture cannot be counted", "pod", podName(j.pod), "err", err)
+			return
+		}
+		h.older = redirect.Uncaptured(all)
+	}
+	j.a.older.track(j.uid, h.ns, h.older)
 }
 
 // watch has the pod looked at again whenever an address or a device of its
@@ -412,7 +467,7 @@ func (j *job) withdraw(ctx context.Context) error {
 	if d.Asked {
 		reason = d.Reason
 	}
-	if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: reason}); err != nil {
+	if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: reason, annotationOlder: ""}); err != nil {
 		return err
 	}
 	if j.held == nil && j.before == nil {
@@ -435,10 +490,11 @@ func (j *job) withdraw(ctx context.Context) error {
 	if err := j.a.cfg.Redirector.Drain(j.held.containerID); err != nil {
 		return err
 	}
-	j.held.set = false
+	j.held.set, j.held.drained, j.held.counted = false, true, false
+	j.a.older.forget(j.uid)
 	j.a.log.Info("pod is leaving the mesh, new connections go direct", "pod", podName(j.pod), "uid", j.uid, "reason", d.Reason)
-	if !sleep(ctx, j.a.cfg.DrainWait) {
-		return ctx.Err()
+	if err := j.drain(ctx); err != nil {
+		return err
 	}
 	if err := j.forgetHeld(ctx, true); err != nil {
 		return err
@@ -451,7 +507,7 @@ func (j *job) withdraw(ctx context.Context) error {
 func (j *job) forget(ctx context.Context) error {
 	name := j.name()
 	if j.pod != nil && terminal(j.pod) {
-		if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: ""}); err != nil {
+		if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: "", annotationOlder: ""}); err != nil {
 			return err
 		}
 	}
@@ -469,6 +525,7 @@ func (j *job) forget(ctx context.Context) error {
 // false ztunnel is about to get the successor of the same uid instead.
 func (j *job) forgetHeld(ctx context.Context, tell bool) error {
 	h := j.held
+	j.a.older.forget(j.uid)
 	j.a.served.remove(j.uid)
 	if j.before != nil {
 		j.a.old.drop(*j.before)

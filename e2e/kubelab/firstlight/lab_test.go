@@ -15,18 +15,21 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 
 	"github.com/ambitmesh/ambit/e2e/kubelab"
 )
 
 func TestMain(m *testing.M) {
 	kubelab.Init()
+	klog.SetLogger(logr.Discard()) // client-go tells of every stream that a test ends
 	os.Exit(m.Run())
 }
 

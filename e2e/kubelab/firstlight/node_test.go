@@ -1,9 +1,12 @@
 package firstlight
 
 import (
+	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -137,19 +140,18 @@ func reboot(t *testing.T, l *lab) {
 	l.healthy(t)
 }
 
-// uninstall: un-label, delete, and the nodes are as before.
+// uninstall: un-label, delete, and the nodes are as before. A namespace whose
+// label was forgotten is no exception.
 func uninstall(t *testing.T, l *lab) {
 	s := l.space(t, ambient)
 	s.pair()
+	forgotten := &space{lab: l, t: t, name: s.name + "-forgotten"}
+	forgotten.create(ambient)
+	forgotten.pair()
+	forgotten.meshed("client", "server")
 	s.meshed("client", "server")
 	open := s.hold("client", "server:9090", token("held"))
-	list, err := l.client.CoreV1().Namespaces().List(t.Context(), metav1.ListOptions{LabelSelector: labelMode + "=ambient"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, n := range list.Items {
-		(&space{lab: l, t: t, name: n.Name}).mode("")
-	}
+	s.mode("")
 	s.released("client", "server", "client-beside")
 	s.plainly("client", "server")
 	open.goesOn("until Ambit is deleted")
@@ -159,14 +161,27 @@ func uninstall(t *testing.T, l *lab) {
 	for _, n := range []string{"node1", "node2"} {
 		until(t, "nothing of Ambit to be left on "+n, func() (string, bool) {
 			left := l.onNode(t, n, "ls -d /opt/cni/bin/ambit* /sys/fs/bpf/ambit/* 2>/dev/null; true")
-			if now := l.readConflist(t, n); now != l.conflist[n] {
+			if now := l.readConflist(t, n); !sameJSON(t, now, l.conflist[n]) {
 				left += " " + now
 			}
 			return left, left == ""
 		})
 	}
-	s.pod("client-later", "node1", nil)
-	s.ready("client-later")
-	s.call("client-later", "http://server/")
+	for _, s := range []*space{s, forgotten} {
+		s.call("client", "http://server/")
+		s.call("client-beside", "http://server/")
+		s.pod("client-later", "node1", nil)
+		s.ready("client-later")
+		s.call("client-later", "http://server/")
+	}
 	l.kubectl(t, "", "delete", "-k", filepath.Join(l.root, "deploy/crds"), "--wait=true", "--timeout=80s")
+}
+
+func sameJSON(t *testing.T, a, b string) bool {
+	t.Helper()
+	var x, y any
+	if err := errors.Join(json.Unmarshal([]byte(a), &x), json.Unmarshal([]byte(b), &y)); err != nil {
+		t.Fatal(err)
+	}
+	return reflect.DeepEqual(x, y)
 }

@@ -173,7 +173,7 @@ func TestSpoofedPorts(t *testing.T) {
 	want(1028) // 1027 is another connection of the client
 	s.release(first)
 	want(1024)
-	start = portCount - 1
+	start = quietCount - 1
 	want(65535)
 	want(1029) // around the end
 	if other, ok := s.take(netip.MustParseAddrPort("10.0.0.2:1")); !ok || other.Port() != 65535 {
@@ -181,17 +181,30 @@ func TestSpoofedPorts(t *testing.T) {
 	}
 	s.release(netip.AddrPort{})
 
-	// Until none is left; every one different, the client's own never.
+	// Every one different and the client's own never. While there are others,
+	// none that the client may choose for its next connection.
 	s = spoofed{}
 	seen := map[netip.AddrPort]bool{client: true}
-	for range portCount - 1 {
+	for range 2000 {
 		pair, ok := s.take(client)
-		if !ok || seen[pair] || pair.Port() < firstPort {
+		if p := pair.Port(); !ok || seen[pair] || p < firstPort || firstEphemeral <= p && p <= lastEphemeral {
 			t.Fatalf("took %v after %d, ok %v", pair, len(seen)-1, ok)
 		}
 		seen[pair] = true
-		if len(seen) > 2000 {
-			break // the rest would only be slow: take walks to the next free port
-		}
+	}
+	for i := range uint32(quietCount) {
+		s.used[netip.AddrPortFrom(client.Addr(), quiet(i))] = 1
+	}
+	if pair, ok := s.take(client); !ok || pair.Port() < firstEphemeral || pair.Port() > lastEphemeral {
+		t.Errorf("took %v, ok %v, although only ephemeral ports are free", pair, ok)
+	}
+	for i := range uint32(ephemeralCount) {
+		s.used[netip.AddrPortFrom(client.Addr(), ephemeral(i))] = 1
+	}
+	if len(s.used) != portCount {
+		t.Errorf("%d ports, want %d", len(s.used), portCount)
+	}
+	if pair, ok := s.take(client); ok {
+		t.Errorf("took %v although none is free", pair)
 	}
 }

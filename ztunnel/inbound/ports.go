@@ -11,10 +11,30 @@ import (
 // ip_local_port_range. A (client, port) pair must differ from those we have in
 // use and from those of the client's own connections that we hold in the
 // pod's namespace: the packets of both arrive at the same sockets.
+//
+// It must also differ from what the client will choose for its next plaintext
+// connection: that SYN would meet the application's socket of ours, and wait
+// until ours has ended. So the ports that clients use by themselves, Linux's
+// default ip_local_port_range, are our last choice.
 const (
-	firstPort = 1024
-	portCount = 65536 - firstPort
+	firstPort      = 1024
+	firstEphemeral = 32768
+	lastEphemeral  = 60999
+	portCount      = 65536 - firstPort
+	ephemeralCount = lastEphemeral - firstEphemeral + 1
+	quietCount     = portCount - ephemeralCount
 )
+
+// quiet is the i-th port that clients do not choose by themselves, and
+// ephemeral the i-th that they do.
+func quiet(i uint32) uint16 {
+	if p := firstPort + i; p < firstEphemeral {
+		return uint16(p)
+	}
+	return uint16(firstPort + i + ephemeralCount)
+}
+
+func ephemeral(i uint32) uint16 { return uint16(firstEphemeral + i) }
 
 // spoofed holds the (client, port) pairs in use in one pod.
 type spoofed struct {
@@ -41,19 +61,24 @@ func (s *spoofed) take(client netip.AddrPort) (netip.AddrPort, bool) {
 	if r == nil {
 		r = rand.Uint32N
 	}
-	start := r(portCount)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.used == nil {
 		s.used = map[netip.AddrPort]int{}
 	}
-	for i := range uint32(portCount) {
-		pair := netip.AddrPortFrom(client.Addr(), uint16(firstPort+(start+i)%portCount))
-		if pair.Port() == client.Port() || s.used[pair] > 0 {
-			continue
+	for _, group := range []struct {
+		count uint32
+		port  func(uint32) uint16
+	}{{quietCount, quiet}, {ephemeralCount, ephemeral}} {
+		start := r(group.count)
+		for i := range group.count {
+			pair := netip.AddrPortFrom(client.Addr(), group.port((start+i)%group.count))
+			if pair.Port() == client.Port() || s.used[pair] > 0 {
+				continue
+			}
+			s.used[pair] = 1
+			return pair, true
 		}
-		s.used[pair] = 1
-		return pair, true
 	}
 	return netip.AddrPort{}, false
 }

@@ -67,7 +67,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.TextVar(&o.logLevel, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	f.DurationVar(&o.addTimeout, "add-timeout", 60*time.Second, "how long the start of a pod may wait for the mesh")
 	f.DurationVar(&o.node.PeersWait, "peers-wait", 2*time.Second, "un-enrolment: time for peers to hear of it before connections go direct")
-	f.DurationVar(&o.node.DrainWait, "drain-wait", 10*time.Second, "un-enrolment: time for captured connections to end")
+	f.DurationVar(&o.node.DrainWait, "drain-wait", 5*time.Minute, "un-enrolment: longest time for captured connections to end; those left are cut")
 	f.DurationVar(&o.node.DriftEvery, "drift-check", 30*time.Second, "pause between two looks at every captured pod")
 	f.BoolVar(&o.check, "check", false, "check configuration, kernel and mounts, change nothing, and end")
 	f.BoolVar(&o.uninstall, "uninstall", false, "remove plugin and network configuration entry from this node, and end")

@@ -28,6 +28,9 @@ type Intent struct {
 	Boot       string               `json:"boot"` // kernel's boot id: cookies mean nothing in another one
 	Namespaces map[string]Enrolment `json:"namespaces"`
 	Pods       []IntendedPod        `json:"pods"` // captured on this node, by uid
+	// Proxies are the cgroups of this boot's agents and ztunnels, whose
+	// sockets may still be there.
+	Proxies []uint64 `json:"proxies,omitempty"`
 }
 
 // IntendedPod is a pod that is to be captured. A sandbox is identified by the
@@ -43,6 +46,8 @@ type IntendedPod struct {
 	// Sockets are the pod's listeners, by which a restarted agent knows its
 	// copies again (SO_COOKIE is never reused before the next boot).
 	Sockets []IntendedSocket `json:"sockets,omitempty"`
+	// Older are the connections (SO_COOKIE) that capture found open.
+	Older []uint64 `json:"older,omitempty"`
 }
 
 // IntendedSocket names one listener across processes.

@@ -107,6 +107,7 @@ type Agent struct {
 	old     recovery
 	ready   atomic.Bool
 	up      chan struct{} // closed when ready becomes true
+	left    chan struct{} // closed by the loop when nothing is captured and nothing will be
 	jobs    sync.WaitGroup
 	slots   chan struct{} // bounds what jobs ask of the kernel at once
 }
@@ -124,6 +125,7 @@ func New(cfg Config) *Agent {
 		events:  make(chan event),
 		slots:   make(chan struct{}, maxLoads),
 		up:      make(chan struct{}),
+		left:    make(chan struct{}),
 		proxies: &proxies{trust: cfg.Redirector.TrustProxies, find: cfg.HostRoot.cgroupOf, log: cfg.Logger},
 	}
 	a.older = &older{say: a.sayOlder, list: redirect.Connections, log: cfg.Logger}
@@ -164,7 +166,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	before := a.remember()
 	a.proxies.begin(before.Proxies)
 
-	a.kube = newWatcher(a.cfg.Client, a.cfg.Node, func(uid string) { a.tell(ctx, event{changed: uid}) })
+	a.kube = newWatcher(a.cfg.Client, a.cfg.Node, a.cfg.Rules.OwnNamespace, func(uid string) { a.tell(ctx, event{changed: uid}) })
 	start("watch", a.kube.run)
 	if !a.kube.wait(ctx) {
 		return context.Cause(ctx)

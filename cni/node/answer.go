@@ -60,7 +60,7 @@ func (a *Agent) answerAdd(ctx context.Context, r enroll.Request) enroll.Response
 	if err != nil {
 		return refuse(err)
 	}
-	if labels, known := a.kube.labels(pod.Namespace); known && Decide(a.cfg.Rules, pod, labels).Enrol {
+	if labels, known := a.kube.labels(pod.Namespace); known && a.decide(pod, labels).Enrol {
 		// The RuntimeClass names the handler; the sandbox itself cannot be
 		// asked for while it is being made.
 		if c := pod.Spec.RuntimeClassName; c != nil {

@@ -22,15 +22,17 @@ const indexNamespace = "namespace"
 // watcher keeps the pods of this node and all namespaces.
 type watcher struct {
 	client     kubernetes.Interface
+	own        string // namespace of our components
 	changed    func(uid string)
 	pods       cache.SharedIndexInformer
 	namespaces cache.SharedIndexInformer
 }
 
-func newWatcher(client kubernetes.Interface, node string, changed func(uid string)) *watcher {
+func newWatcher(client kubernetes.Interface, node, own string, changed func(uid string)) *watcher {
 	rest := client.CoreV1().RESTClient()
 	return &watcher{
 		client:  client,
+		own:     own,
 		changed: changed,
 		pods: cache.NewSharedIndexInformer(
 			cache.NewListWatchFromClient(rest, "pods", metav1.NamespaceAll, fields.OneTermEqualSelector("spec.nodeName", node)),
@@ -87,6 +89,12 @@ func (w *watcher) run(ctx context.Context) error {
 			a, b := before.(*corev1.Namespace), o.(*corev1.Namespace)
 			if a.Labels[labelMode] != b.Labels[labelMode] {
 				namespace(o)
+			}
+			if b.Name == w.own && a.Annotations[annotationUninstall] != b.Annotations[annotationUninstall] {
+				w.changed("")
+				for _, p := range w.allPods() {
+					w.changed(string(p.UID))
+				}
 			}
 		},
 	}); err != nil {

@@ -90,6 +90,7 @@ type loop struct {
 	content  enroll.Intent // as last written
 	failing  string        // why it could not be written last
 	collect  bool          // stale pins are to be removed once
+	left     bool          // asked to leave, and nothing is captured any more
 }
 
 const (
@@ -149,6 +150,9 @@ func (l *loop) run(ctx context.Context) error {
 		l.collectStale()
 		if len(l.waiting) > 0 || l.dirty && time.Since(l.written) >= l.writePause() {
 			l.write()
+		}
+		if err := l.leave(); err != nil {
+			return err
 		}
 	}
 }
@@ -241,7 +245,7 @@ func (l *loop) add(ctx context.Context, add *addition) {
 		add.answer <- enroll.Response{Outcome: enroll.Refused, Reason: "namespace " + add.pod.Namespace + " is not known yet"}
 		return
 	}
-	d := Decide(l.a.cfg.Rules, add.pod, labels)
+	d := l.a.decide(add.pod, labels)
 	if !d.Enrol {
 		add.answer <- enroll.Response{Outcome: enroll.Passed, Reason: d.Reason}
 		return
@@ -343,7 +347,7 @@ func (l *loop) leaves(e *entry) bool {
 		return false
 	}
 	labels, known := l.a.kube.labels(p.Namespace)
-	return !known || !Decide(l.a.cfg.Rules, p, labels).Enrol
+	return !known || !l.a.decide(p, labels).Enrol
 }
 
 // step is what a pod needs now.
@@ -371,7 +375,7 @@ func (l *loop) step(e *entry) step {
 		// Nothing is decided on half of the facts.
 		return stepNone
 	}
-	d := Decide(l.a.cfg.Rules, e.pod, labels)
+	d := l.a.decide(e.pod, labels)
 	state := e.pod.Annotations[annotationRedirect]
 	if !d.Enrol {
 		reason := ""
@@ -569,6 +573,10 @@ func (l *loop) collectStale() {
 func (l *loop) write() {
 	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment), Proxies: l.a.proxies.list()}
 	for _, ns := range l.a.kube.allNamespaces() {
+		if l.a.Leaving() != "" {
+			in.Namespaces[ns.Name] = enroll.Outside
+			continue
+		}
 		in.Namespaces[ns.Name] = NamespaceEnrolment(l.a.cfg.Rules, ns.Name, ns.Labels, l.a.kube.podsIn(ns.Name))
 	}
 	for _, uid := range slices.Sorted(maps.Keys(l.intended)) {

@@ -11,7 +11,7 @@ import (
 const farewell = 5 * time.Second
 
 // Uninstalled reports whether Ambit is being taken away: its own namespace is
-// being deleted. No agent will come after this one, and what it leaves behind
+// being deleted, or the agents were asked to leave. No agent will come after this one, and what it leaves behind
 // would keep pods waiting for somebody who never answers. Deleting only the
 // DaemonSet does not count: capture outlives the agent on purpose.
 //
@@ -23,7 +23,7 @@ func (a *Agent) Uninstalled() bool {
 	}
 	for _, ns := range a.kube.allNamespaces() {
 		if ns.Name == a.cfg.Rules.OwnNamespace {
-			return ns.DeletionTimestamp != nil
+			return ns.DeletionTimestamp != nil || a.Leaving() != ""
 		}
 	}
 	return false

@@ -305,17 +305,17 @@ func (j *job) count() {
 		return
 	}
 	h.counted = true
-	switch {
-	case j.adding:
-		// The sandbox is new, no process is in it yet.
-	case j.before != nil && j.before.ContainerID == h.containerID && j.before.Cookie == h.cookie && !h.drained:
-		h.older = j.before.Older
-	default:
-		all, err := redirect.Connections(h.ns)
-		if err != nil {
-			j.a.log.Warn("connections older than capture cannot be counted", "pod", podName(j.pod), "err", err)
-			return
-		}
+	if j.adding {
+		return // the sandbox is new, no process is in it yet
+	}
+	all, err := redirect.Connections(h.ns)
+	if err != nil {
+		j.a.log.Warn("connections older than capture cannot be counted", "pod", podName(j.pod), "err", err)
+		return
+	}
+	if b := j.before; b != nil && b.ContainerID == h.containerID && b.Cookie == h.cookie && !h.drained {
+		h.older = living(b.Older, all)
+	} else {
 		h.older = redirect.Uncaptured(all)
 	}
 	j.a.older.track(j.uid, h.ns, h.older)
@@ -461,7 +461,7 @@ func (j *job) listen() error {
 func (j *job) withdraw(ctx context.Context) error {
 	d := Decision{}
 	if labels, ok := j.a.kube.labels(j.pod.Namespace); ok {
-		d = Decide(j.a.cfg.Rules, j.pod, labels)
+		d = j.a.decide(j.pod, labels)
 	}
 	reason := ""
 	if d.Asked {

@@ -96,6 +96,47 @@ func ztunnelKilled(t *testing.T, l *lab) {
 	l.healthy(t)
 }
 
+// bothKilled: the listeners end with the last process that has them, so
+// connections fail until there are new ones. None may go around the mesh.
+func bothKilled(t *testing.T, l *lab) {
+	s := l.space(t, ambient)
+	s.pair()
+	s.meshed("client", "server")
+	k := s.talk("client", "server")
+	l.kill(t, "node1", "ambit-cni-node", "ambit-ztunnel")
+	k.goesOn("after agent and ztunnel of node1 were killed together")
+	l.kill(t, "node2", "ambit-ztunnel", "ambit-cni-node")
+	k.goesOn("after ztunnel and agent of node2 were killed together")
+	s.works("client-beside", "http://server/")
+	k.unread()
+	l.healthy(t)
+}
+
+// rolledOut: the daemons are replaced as by an upgrade.
+func rolledOut(t *testing.T, l *lab) {
+	s := l.space(t, ambient)
+	s.pair()
+	s.meshed("client", "server")
+	k := s.talk("client", "server")
+	open := s.hold("client", "server:9090", token("held"))
+	_, failed := k.answers()
+	for _, what := range []string{"daemonset/ambit-cni-node", "deployment/ambit-controller", "daemonset/ztunnel"} {
+		l.kubectl(t, "", "rollout", "restart", "-n", system, what)
+		l.kubectl(t, "", "rollout", "status", "-n", system, what, "--timeout=90s")
+		k.goesOn("after the rollout of " + what)
+		_, now := k.answers()
+		t.Logf("%d requests failed during the rollout of %s", now-failed, what)
+		failed = now
+		select {
+		case <-open.done:
+			t.Logf("the open connection ended: %v", open.broken())
+		default:
+		}
+	}
+	k.unread()
+	l.healthy(t)
+}
+
 func agentKilled(t *testing.T, l *lab) {
 	s := l.space(t, ambient)
 	s.pair()

@@ -33,6 +33,8 @@ func TestFirstLight(t *testing.T) {
 	}{
 		{"ztunnel killed", ztunnelKilled},
 		{"node agent killed", agentKilled},
+		{"ztunnel and node agent killed together", bothKilled},
+		{"components rolled out", rolledOut},
 		{"controller away", controllerAway},
 		{"CA Secret missing", secretMissing},
 		{"conflist rewritten by another tool", conflistRewritten},

@@ -218,17 +218,20 @@ func (l *lab) readConflist(t *testing.T, node string) string {
 	return string(b)
 }
 
-// kill ends every process of that name on a node as a crash would.
-func (l *lab) kill(t *testing.T, node, program string) {
+// kill ends every process of these programs on a node at once, as a crash would.
+func (l *lab) kill(t *testing.T, node string, programs ...string) {
 	t.Helper()
-	// comm has 15 bytes; cmdline begins with the path.
-	pids := l.onNode(t, node, `for p in /proc/[0-9]*; do
-		case "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" in /usr/local/bin/`+program+`\ *) echo ${p#/proc/};; esac
-	done`)
-	if pids == "" {
-		t.Fatalf("no %s runs on %s", program, node)
+	var pids []string
+	for _, program := range programs {
+		found := l.onNode(t, node, `for p in /proc/[0-9]*; do
+			case "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" in /usr/local/bin/`+program+`\ *) echo ${p#/proc/};; esac
+		done`)
+		if found == "" {
+			t.Fatalf("no %s runs on %s", program, node)
+		}
+		pids = append(pids, strings.Fields(found)...)
 	}
-	l.onNode(t, node, "kill -9 "+strings.Join(strings.Fields(pids), " "))
+	l.onNode(t, node, "kill -9 "+strings.Join(pids, " "))
 }
 
 // component is the running pod of one of Ambit's daemons on a node.

@@ -6,8 +6,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // block is larger than any proxy's unit, so the ends never set the pace.
@@ -51,17 +49,6 @@ func echo(c *net.TCPConn) {
 			return
 		}
 	}
-}
-
-// originalDst asks for what a proxy behind a NAT rule has to ask for.
-func originalDst(c *net.TCPConn) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	_ = raw.Control(func(fd uintptr) {
-		_, _ = unix.GetsockoptIPv6Mreq(int(fd), unix.SOL_IP, unix.SO_ORIGINAL_DST)
-	})
 }
 
 // twoWay is the plain proxy: one hop to a fixed address.

@@ -98,6 +98,25 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+func TestDoubt(t *testing.T) {
+	for _, c := range []struct {
+		m    metric
+		want string
+	}{
+		{metric{Unit: "Gbit/s", Under: copied, Verdict: "holds"}, "too noisy"},
+		{metric{Unit: "ms", Verdict: "misses"}, "too noisy"},
+		{metric{Unit: "ms", Verdict: "holds"}, "holds"},
+		{metric{Unit: "s/GB", Under: copied, Verdict: "misses"}, "misses"},
+		{metric{Unit: "µs"}, ""},
+	} {
+		rep := &report{Rows: []*row{{Metrics: []*metric{&c.m}}}}
+		rep.doubt()
+		if c.m.Verdict != c.want {
+			t.Errorf("%+v: want %q", c.m, c.want)
+		}
+	}
+}
+
 // What others do to the machine is said, whatever the figures are.
 func TestNoise(t *testing.T) {
 	for _, c := range []struct {

@@ -39,6 +39,10 @@ func load(in io.Reader, out io.Writer) error {
 			a, err = openLoop(o)
 		case "connect":
 			a, err = connections(o)
+		case "bareconnect":
+			a, err = connectBare(o)
+		case "barepingpong":
+			a, err = pingPongBare(o)
 		case "hold":
 			var more []*net.TCPConn
 			more, err = hold(o)
@@ -249,9 +253,7 @@ func connections(o order) (answer, error) {
 				c, err := dial(o.To)
 				if err == nil {
 					_ = c.SetDeadline(at.Add(10 * time.Second))
-					if err = exchange(c, one); o.Reset {
-						_ = c.SetLinger(0)
-					}
+					err = exchange(c, one)
 					_ = c.Close()
 				}
 				if err != nil {

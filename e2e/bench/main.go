@@ -144,6 +144,9 @@ func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string,
 	s.rep.finish()
 	s.rep.Took = time.Since(began).Seconds()
 	s.rep.Noise = judgeNoise(s.m.foreign, s.rep.baseline(), before)
+	if s.rep.Noise.TooNoisy {
+		s.rep.doubt()
+	}
 	return s.rep, nil
 }
 

@@ -78,7 +78,7 @@ func (s *stage) redirection(ctx context.Context) error {
 		for i := range scenes {
 			sc := scenes[(i+round)%len(scenes)]
 			before := s.m.read()
-			a, err := sc.load.do(ctx, order{Op: "connect", To: sc.to, Conns: 1, Count: 5 * s.scale.Connections, Reset: true})
+			a, err := sc.load.do(ctx, order{Op: "bareconnect", To: sc.to, Count: 10 * s.scale.Connections})
 			if err != nil {
 				return err
 			}
@@ -88,7 +88,7 @@ func (s *stage) redirection(ctx context.Context) error {
 			r.add("CPU of both ends", sc.name, (cpu["load-"+sc.name]+cpu["accept-"+sc.name])/a.Count*1e6)
 
 			before = s.m.read()
-			if a, err = sc.load.do(ctx, order{Op: "pingpong", To: sc.to, Size: 1, For: s.scale.Latency / 2}); err != nil {
+			if a, err = sc.load.do(ctx, order{Op: "barepingpong", To: sc.to, Size: 1, For: s.scale.Latency / 2}); err != nil {
 				return err
 			}
 			cpu = s.m.since(before)

@@ -31,14 +31,13 @@ const (
 
 // order is what a load process is told, answer what it says.
 type order struct {
-	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, hold, release
+	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, bareconnect, barepingpong, hold, release
 	To    string        // address
 	Conns int           // at once
 	Size  int           // bytes of a message
 	Rate  int           // messages a second, all connections together
 	Count int           // connect: how many
 	For   time.Duration // the others: how long
-	Reset bool          // connect: close by RST
 }
 
 type answer struct {
@@ -75,17 +74,11 @@ func role(name string) error {
 			}
 		}
 	case "accept": // descriptor 3 is the listener
-		f := os.NewFile(3, "listener")
-		ln, err := net.FileListener(f)
-		_ = f.Close()
-		if err != nil {
-			return err
-		}
-		serve := echo
-		if os.Getenv("ORIGINAL_DST") != "" {
-			serve = func(c *net.TCPConn) { originalDst(c); echo(c) }
-		}
-		go accept(ln, serve)
+		go func() {
+			err := acceptBare(3, os.Getenv("ORIGINAL_DST") != "")
+			fmt.Fprintln(os.Stderr, name+":", err)
+			os.Exit(1)
+		}()
 	default:
 		return fmt.Errorf("unknown role %q", name)
 	}
@@ -148,7 +141,9 @@ func cast(l *lab.Lab, ns *netns.NS, what, name string, files []*os.File, env ...
 
 // do has a load process carry out an order.
 func (p *player) do(ctx context.Context, o order) (answer, error) {
-	// A child that does not answer must not outlive the bench's patience.
+	// A child that does not answer must not hold the bench for ever.
+	ctx, cancel := context.WithTimeout(ctx, o.For+time.Minute)
+	defer cancel()
 	stop := context.AfterFunc(ctx, p.Kill)
 	defer stop()
 	var a answer

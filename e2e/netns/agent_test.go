@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"log/slog"
-	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -111,7 +110,7 @@ func (a *agent) take(p *pod) *enrolled {
 func (a *agent) enrol(p *pod) {
 	t := a.t
 	t.Helper()
-	l, err := redirect.Listen(p.ns, []netip.Addr{p.addr})
+	l, err := redirect.Listen(p.ns, p.addrs)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +118,7 @@ func (a *agent) enrol(p *pod) {
 	l.DNSUDP.Close()
 	l.DNSTCP, l.DNSUDP = nil, nil
 	e := &enrolled{pod: p, listeners: l, cfg: redirect.Config{
-		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: []netip.Addr{p.addr}, Listeners: l}}
+		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: p.addrs, Listeners: l}}
 	if err := a.r.Set(e.cfg); err != nil {
 		t.Fatalf("capture %s: %v", p.name, err)
 	}

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -127,5 +128,11 @@ func (p *pod) mustCurl(t testing.TB, to, token string) string {
 	}
 	return body
 }
+
+// host is the pod's address as logs and authorities have it.
+func (p *pod) host() string { return strings.TrimSuffix(p.at(0), ":0") }
+
+// sent reports whether a server's answer says that p asked.
+func (p *pod) sent(answer string) bool { return strings.HasPrefix(answer, p.host()+":") }
 
 func (p *pod) at(port uint16) string { return netip.AddrPortFrom(p.addr, port).String() }

@@ -52,8 +52,10 @@ func (c *control) forged(t testing.TB, id identity.ID, notBefore, notAfter time.
 
 // Every refusal on port 15008 has its own reason, in the log and in the
 // metric.
-func TestRefusals(t *testing.T) {
-	w := newWorld(t)
+func TestRefusals(t *testing.T) { each(t, refusals, onlyIPv4, onlyIPv6) }
+
+func refusals(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	server, stranger := w.newPod(w.b, "server"), w.newPod(w.a, "stranger")
 	server.serveHTTP(8080)
 	w.enrol(server)
@@ -151,7 +153,7 @@ func wantStatus(t *testing.T, err error, status int) {
 // refused wants one log line and one count for a refusal.
 func (w *world) refused(t *testing.T, server, client *pod, reason string) {
 	t.Helper()
-	w.b.zt.wantLog(t, "connection failed", "src.addr="+client.addr.String(), `direction="inbound"`, `reason="`+reason+`"`)
+	w.b.zt.wantLog(t, "connection failed", "src.addr="+client.host(), `direction="inbound"`, `reason="`+reason+`"`)
 	if n := server.node.metric(t, "ambit_connections_failed_total", `reporter="destination"`, `reason="`+reason+`"`); n != 1 {
 		t.Errorf("ambit_connections_failed_total for %s is %v", reason, n)
 	}
@@ -210,8 +212,10 @@ func TestIdentityNeedsAPodOnTheNode(t *testing.T) {
 }
 
 // An application cannot reach ztunnel's own ports through capture.
-func TestOwnPortsAreRefused(t *testing.T) {
-	w := newWorld(t)
+func TestOwnPortsAreRefused(t *testing.T) { each(t, ownPortsAreRefused) }
+
+func ownPortsAreRefused(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	w.enrol(client, server)
 	for _, to := range []string{server.at(15001), server.at(15006), server.at(15008), client.at(15001)} {

@@ -14,8 +14,10 @@ import (
 
 // A killed ztunnel leaves its pods captured: their connections wait, none
 // speaks plaintext, and the next ztunnel serves them without anybody's help.
-func TestKilled(t *testing.T) {
-	w := newWorld(t)
+func TestKilled(t *testing.T) { each(t, killed) }
+
+func killed(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.serveHTTP(8080)
 	server.listen(9000, echo)
@@ -163,8 +165,10 @@ func TestAgentAway(t *testing.T) {
 }
 
 // What was open before a pod was enrolled goes on as it was.
-func TestOlderConnectionsRunOn(t *testing.T) {
-	w := newWorld(t)
+func TestOlderConnectionsRunOn(t *testing.T) { each(t, olderConnectionsRunOn) }
+
+func olderConnectionsRunOn(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.listen(9000, echo)
 	w.control.settled(t)
@@ -217,8 +221,10 @@ func TestPendingPolicyHolds(t *testing.T) {
 
 // Many short connections at once: every one is answered, and each has a source
 // port of its own.
-func TestManyConnections(t *testing.T) {
-	w := newWorld(t)
+func TestManyConnections(t *testing.T) { each(t, manyConnections, onlyIPv4, onlyIPv6) }
+
+func manyConnections(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.serveHTTP(8080)
 	w.enrol(client, server)

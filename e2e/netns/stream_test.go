@@ -29,8 +29,10 @@ func pingPong(t testing.TB, c net.Conn, s string) {
 }
 
 // pair is a client on one node and a server on the other, both meshed.
-func pair(t testing.TB) (w *world, client, server *pod) {
-	w = newWorld(t)
+func pair(t testing.TB) (w *world, client, server *pod) { return pairOf(t, onlyIPv4) }
+
+func pairOf(t testing.TB, f families) (w *world, client, server *pod) {
+	w = newWorldOf(t, f)
 	client, server = w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	return w, client, server
 }
@@ -152,8 +154,10 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
-func TestReset(t *testing.T) {
-	w, client, server := pair(t)
+func TestReset(t *testing.T) { each(t, reset, onlyIPv4, onlyIPv6) }
+
+func reset(t *testing.T, f families) {
+	w, client, server := pairOf(t, f)
 	seen := make(chan error, 1)
 	server.listen(9005, func(c *net.TCPConn) {
 		io.ReadFull(c, make([]byte, 5))

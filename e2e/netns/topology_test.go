@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -9,6 +10,7 @@ import (
 
 	"github.com/ambitmesh/ambit/cni/netns"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 //	           controller 10.99.1.1, 10.99.2.1
@@ -17,8 +19,10 @@ import (
 //	  |       |                          |
 //	pods 10.77.1.x                     pods 10.77.2.x
 //
-// A node is a router. A pod has one address, and a route to everything
-// through its end of a veth pair, as with the ptp CNI.
+// With IPv6: fd99:0:0:N::, fd88::N and fd77:0:0:N::.
+//
+// A node is a router. A pod has one address of each family, and a route to
+// everything through its end of a veth pair, as with the ptp CNI.
 
 func newNS(t testing.TB) *netns.NS {
 	t.Helper()
@@ -59,27 +63,45 @@ func withFD(f *os.File, fn func(fd int) error) error {
 	return err
 }
 
-// up gives a device addresses and routes.
+// link is what a device gets besides its name.
+type link struct {
+	prefixes []string
+	routes   []route
+}
+
+// up gives a device an address and routes.
 func up(t testing.TB, ns *netns.NS, name, prefix string, routes ...route) {
+	t.Helper()
+	configure(t, ns, name, link{prefixes: []string{prefix}, routes: routes})
+}
+
+// configure gives a device what it gets, and switches it on.
+func configure(t testing.TB, ns *netns.NS, name string, with link) {
 	t.Helper()
 	within(t, ns, func() error {
 		l, err := netlink.LinkByName(name)
 		if err != nil {
 			return err
 		}
-		// No link-local address: nothing here needs IPv6 neighbours.
+		// No link-local address: it would come, and change what is watched, at
+		// a moment of its own.
 		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+name+"/addr_gen_mode", []byte("1"), 0o644)
-		a, err := netlink.ParseAddr(prefix)
-		if err != nil {
-			return err
-		}
-		if err := netlink.AddrAdd(l, a); err != nil {
-			return fmt.Errorf("add %s to %s: %w", prefix, name, err)
+		for _, prefix := range with.prefixes {
+			a, err := netlink.ParseAddr(prefix)
+			if err != nil {
+				return err
+			}
+			if a.IP.To4() == nil {
+				a.Flags = unix.IFA_F_NODAD // usable at once
+			}
+			if err := netlink.AddrAdd(l, a); err != nil {
+				return fmt.Errorf("add %s to %s: %w", prefix, name, err)
+			}
 		}
 		if err := netlink.LinkSetUp(l); err != nil {
 			return err
 		}
-		for _, r := range routes {
+		for _, r := range with.routes {
 			dst := netip.MustParsePrefix(r.to)
 			nr := &netlink.Route{LinkIndex: l.Attrs().Index,
 				Dst: &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), dst.Addr().BitLen())}}
@@ -98,9 +120,16 @@ func up(t testing.TB, ns *netns.NS, name, prefix string, routes ...route) {
 
 type route struct{ to, via string }
 
+// router is the link-local address of a node's end of a link: the kernel asks
+// for IPv6 neighbours with it when it forwards.
+func router(n int) string { return fmt.Sprintf("fe80::%d/64", n) }
+
 func forward(t testing.TB, ns *netns.NS) {
 	t.Helper()
-	within(t, ns, func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644) })
+	within(t, ns, func() error {
+		return errors.Join(os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644),
+			os.WriteFile("/proc/sys/net/ipv6/conf/all/forwarding", []byte("1"), 0o644))
+	})
 }
 
 // ifIndex is called inside a namespace.

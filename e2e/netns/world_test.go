@@ -18,7 +18,8 @@ const patience = 15 * time.Second
 
 // world is two nodes with their agents and ztunnels, and a control plane.
 type world struct {
-	t       testing.TB
+	t testing.TB
+	families
 	dir     string
 	control *control
 	a, b    *node
@@ -40,8 +41,11 @@ type pod struct {
 	ns   *netns.NS
 	name string
 	sa   string
-	addr netip.Addr
-	uid  string
+	// addr is the address tests use: of the world's last family, so that in a
+	// dual-stack world it is not the pod's first.
+	addr  netip.Addr
+	addrs []netip.Addr // one of each family
+	uid   string
 	// change adjusts what the mesh is told about the pod.
 	change func(*mesh.Workload)
 }
@@ -52,23 +56,32 @@ func (p *pod) id() identity.ID {
 
 func (p *pod) meshUID() string { return "test//Pod/demo/" + p.name }
 
-// newWorld is two nodes with everything running and no pods yet.
+// newWorld is two nodes of IPv4 with everything running and no pods yet.
 func newWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldOf(t, onlyIPv4)
+}
+
+func newWorldOf(t testing.TB, f families) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("makes network namespaces and loads eBPF programs: needs root")
 	}
-	w := &world{t: t, dir: t.TempDir()}
+	w := &world{t: t, families: f, dir: t.TempDir()}
 	ctrl := newNS(t)
 	w.a, w.b = w.node("node-a", 1), w.node("node-b", 2)
 	join(t, w.a.ns, "wire0", w.b.ns, "wire0")
-	up(t, w.a.ns, "wire0", "192.168.77.1/24", route{"10.77.2.0/24", "192.168.77.2"})
-	up(t, w.b.ns, "wire0", "192.168.77.2/24", route{"10.77.1.0/24", "192.168.77.1"})
+	for _, n := range []*node{w.a, w.b} {
+		other := 3 - n.number
+		configure(t, n.ns, "wire0", link{prefixes: append(f.list(func(f family) string { return f.wire(n.number) }), router(n.number)),
+			routes: routes(f, func(f family) route { return route{f.pods(other), f.wireAddr(other)} })})
+	}
 	for _, n := range []*node{w.a, w.b} {
 		join(t, ctrl, n.name, n.ns, "ctrl0")
-		up(t, ctrl, n.name, fmt.Sprintf("10.99.%d.1/24", n.number))
-		up(t, n.ns, "ctrl0", fmt.Sprintf("10.99.%d.2/24", n.number))
-		n.xds = fmt.Sprintf("https://10.99.%d.1:15012", n.number)
+		configure(t, ctrl, n.name, link{prefixes: f.list(func(f family) string { return f.control(n.number, 1) })})
+		configure(t, n.ns, "ctrl0", link{prefixes: f.list(func(f family) string { return f.control(n.number, 2) })})
+		at := netip.MustParsePrefix(f.used().control(n.number, 1)).Addr()
+		n.xds = "https://" + netip.AddrPortFrom(at, 15012).String()
 	}
 	w.control = newControl(t, ctrl)
 	for _, n := range []*node{w.a, w.b} {
@@ -102,20 +115,40 @@ func (w *world) newPod(n *node, name string) *pod {
 	w.t.Helper()
 	w.pods++
 	p := &pod{node: n, ns: newNS(w.t), name: name, sa: name,
-		addr: netip.AddrFrom4([4]byte{10, 77, byte(n.number), byte(10 + w.pods)}),
-		uid:  fmt.Sprintf("00000000-0000-0000-0000-%012d", w.pods)}
-	host, gw := fmt.Sprintf("veth%d", w.pods), fmt.Sprintf("10.77.%d.1", n.number)
-	join(w.t, n.ns, host, p.ns, "eth0")
-	up(w.t, n.ns, host, gw+"/32", route{p.addr.String() + "/32", ""})
-	up(w.t, p.ns, "eth0", p.addr.String()+"/32", route{gw + "/32", ""}, route{"0.0.0.0/0", gw})
+		uid: fmt.Sprintf("00000000-0000-0000-0000-%012d", w.pods)}
+	for _, f := range w.families {
+		p.addr = f.pod(n.number, 10+w.pods)
+		p.addrs = append(p.addrs, p.addr)
+	}
+	w.plug(p, fmt.Sprintf("veth%d", w.pods), "eth0", p.addrs, true)
 	w.announce(p, false)
 	return p
+}
+
+// plug gives the pod a device with addresses, the way the ptp CNI does.
+func (w *world) plug(p *pod, host, device string, addrs []netip.Addr, defaultRoute bool) {
+	w.t.Helper()
+	n := p.node
+	join(w.t, n.ns, host, p.ns, device)
+	outside, inside := link{prefixes: []string{router(1)}}, link{}
+	for _, a := range addrs {
+		f := familyOf(a)
+		gw := f.gateway(n.number)
+		outside.prefixes = append(outside.prefixes, single(gw))
+		outside.routes = append(outside.routes, route{single(a), ""})
+		inside.prefixes = append(inside.prefixes, single(a))
+		if defaultRoute {
+			inside.routes = append(inside.routes, route{single(gw), ""}, route{f.everything(), gw.String()})
+		}
+	}
+	configure(w.t, n.ns, host, outside)
+	configure(w.t, p.ns, device, inside)
 }
 
 // record is the mesh's view of the pod.
 func (p *pod) record(meshed bool) *mesh.Workload {
 	rec := &mesh.Workload{
-		UID: p.meshUID(), Name: p.name, Namespace: "demo", Addresses: []netip.Addr{p.addr}, ServiceAccount: p.sa,
+		UID: p.meshUID(), Name: p.name, Namespace: "demo", Addresses: p.addrs, ServiceAccount: p.sa,
 		Node: p.node.name, WorkloadName: p.name, CanonicalName: p.name, CanonicalRevision: "v1", ClusterID: "test",
 		Type: mesh.TypePod,
 	}
@@ -158,10 +191,17 @@ func (w *world) release(pods ...*pod) {
 // service puts pods behind a virtual address.
 func (w *world) service(name, vip string, port, target uint16, pods ...*pod) {
 	w.t.Helper()
-	ip := netip.MustParseAddr(vip)
+	w.serviceAt(name, []netip.Addr{netip.MustParseAddr(vip)}, port, target, pods...)
+}
+
+// serviceAt puts pods behind virtual addresses.
+func (w *world) serviceAt(name string, vips []netip.Addr, port, target uint16, pods ...*pod) {
+	w.t.Helper()
 	svc := &mesh.Service{Name: name, Namespace: "demo", Hostname: name + ".demo.svc.cluster.local",
-		Addresses: []mesh.NetworkAddress{{Prefix: netip.PrefixFrom(ip, 32)}},
-		Ports:     []mesh.Port{{ServicePort: port, TargetPort: target}}}
+		Ports: []mesh.Port{{ServicePort: port, TargetPort: target}}}
+	for _, ip := range vips {
+		svc.Addresses = append(svc.Addresses, mesh.NetworkAddress{Prefix: netip.PrefixFrom(ip, ip.BitLen())})
+	}
 	d := mesh.Delta{Services: []*mesh.Service{svc}}
 	for _, p := range pods {
 		before := p.change

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
@@ -45,6 +46,7 @@ type client struct {
 	// Owned by run.
 	subs  map[string]*subscription
 	nonce uint64
+	gauge prometheus.Gauge // that counts this client; nil before its first request
 
 	mu     sync.Mutex
 	nodeID string       // guarded by mu
@@ -83,11 +85,11 @@ func newClient(s *Server, stream discovery.AggregatedDiscoveryService_DeltaAggre
 // run is the owner of the client's state; it returns the status of the stream.
 func (c *client) run() (err error) {
 	log := c.server.config.Logger.With("peer", peerOf(c.stream.Context()), "pod", c.caller.Namespace+"/"+c.caller.PodName, "node", c.caller.Node)
-	gauge := c.server.metrics.connected.WithLabelValues("ztunnel", "unknown")
-	gauge.Inc()
 	log.Info("xds client connected")
 	defer func() {
-		gauge.Dec()
+		if c.gauge != nil {
+			c.gauge.Dec()
+		}
 		log.Info("xds client gone", "after", time.Since(c.since).Round(time.Millisecond), "node_id", c.status().NodeID, "error", err)
 	}()
 
@@ -175,6 +177,10 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 		return status.Errorf(codes.InvalidArgument, "type %q is not served here", url)
 	}
 	sub := c.subs[url]
+	if c.gauge == nil {
+		c.gauge = c.server.metrics.connected.WithLabelValues(kindOf(r.GetNode()))
+		c.gauge.Inc()
+	}
 	if sub == nil {
 		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]uint64)}
 		sub.expect(r.GetResourceNamesSubscribe())

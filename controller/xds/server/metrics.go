@@ -1,8 +1,10 @@
 package server
 
 import (
+	"strings"
 	"time"
 
+	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promauto"
 
@@ -48,6 +50,22 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "ambit_xds_clients_refused_total", Help: "xDS streams refused for want of a valid token.",
 		}),
 	}
+}
+
+// kindOf is the type and version a client gives itself: the first part of its
+// node id, and ISTIO_VERSION of its metadata. They are only counted, and what
+// does not look like one of the few there are is "unknown".
+func kindOf(n *core.Node) (kind, version string) {
+	kind, version = "unknown", "unknown"
+	switch k, _, _ := strings.Cut(n.GetId(), "~"); k {
+	case "ztunnel", "waypoint", "sidecar", "router", "agentgateway":
+		kind = k
+	}
+	const of = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.-+_"
+	if v := n.GetMetadata().GetFields()["ISTIO_VERSION"].GetStringValue(); v != "" && len(v) <= 64 && strings.Trim(v, of) == "" {
+		version = v
+	}
+	return kind, version
 }
 
 func (m *metrics) sent(u update, took time.Duration) {

@@ -15,8 +15,8 @@ type Config struct {
 	// MaxFrame is the largest frame we accept. What we send never exceeds
 	// 60 000 bytes of payload nor the peer's own limit.
 	MaxFrame uint32 // 1 MiB
-	// MaxStreams is how many streams a server serves at once; further ones are
-	// refused with REFUSED_STREAM. On a client it is the limit assumed until the peer's
+	// MaxStreams is how many streams at once a server announces; beyond twice as
+	// many they are refused with REFUSED_STREAM. On a client it is the limit assumed until the peer's
 	// SETTINGS arrive.
 	MaxStreams uint32 // server 200, client 100
 	// MaxHeaderList bounds a header block, compressed and not.

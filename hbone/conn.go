@@ -28,6 +28,7 @@ type Conn struct {
 	peer          identity.ID
 	local, remote netip.AddrPort
 	serve         func(*Incoming) // server only
+	settleBy      time.Time       // when TLS, the peer's preface and its SETTINGS must have arrived
 	done          chan struct{}   // closed when the connection has failed or ended
 	running       sync.WaitGroup  // reader and spare writer
 	handlers      sync.WaitGroup  // server only
@@ -44,14 +45,15 @@ type Conn struct {
 	active      int    // slots in use; at least len(streams)
 	nextID      uint32 // client: number of the next stream
 	sendWindow  int64
-	sendWaiters []*Stream // streams that found sendWindow empty
-	peerWindow  int64     // peer's SETTINGS_INITIAL_WINDOW_SIZE
-	peerFrame   int64     // peer's SETTINGS_MAX_FRAME_SIZE
-	peerStreams uint32    // peer's SETTINGS_MAX_CONCURRENT_STREAMS
-	draining    bool      // a GOAWAY was sent or received; no further stream of ours
-	peerGone    error     // what the peer's GOAWAY said, if it was an error
-	err         error
-	cut         bool // it ended with streams open
+	sendWaiters []*Stream     // streams that found sendWindow empty
+	peerWindow  int64         // peer's SETTINGS_INITIAL_WINDOW_SIZE
+	peerFrame   int64         // peer's SETTINGS_MAX_FRAME_SIZE
+	peerStreams uint32        // peer's SETTINGS_MAX_CONCURRENT_STREAMS
+	draining    bool          // a GOAWAY was sent or received; no further stream of ours
+	peerGone    error         // what the peer's GOAWAY said, if it was an error
+	err         error         // a *ConnError
+	cut         bool          // it ended with streams open
+	patience    time.Duration // what the peer gets to read our last words, once it has ended
 	idleSince   time.Time
 	notify      func()
 	ping        keepalive
@@ -80,10 +82,11 @@ func NewClient(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config) (*C
 // error nc is closed.
 func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, client bool) (*Conn, error) {
 	fail := func(err error) (*Conn, error) {
-		linger(nc)
+		linger(nc, lingerTime)
 		return nil, &ConnError{Op: "tls handshake", Err: err}
 	}
-	hctx, cancel := context.WithTimeout(ctx, cfg.HandshakeTimeout)
+	settleBy := time.Now().Add(cfg.HandshakeTimeout)
+	hctx, cancel := context.WithDeadline(ctx, settleBy)
 	defer cancel()
 	tc = tc.Clone()
 	tc.DynamicRecordSizingDisabled = true
@@ -111,6 +114,7 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 	c := &Conn{
 		cfg: cfg, client: client, nc: nc, peer: peer,
 		local: addrPort(nc.LocalAddr()), remote: addrPort(nc.RemoteAddr()),
+		settleBy:    settleBy,
 		done:        make(chan struct{}),
 		streams:     map[uint32]*Stream{},
 		nextID:      1,
@@ -144,27 +148,35 @@ func (c *Conn) run() {
 	err := c.in.loop()
 	c.fail(err)
 	<-c.out.finished
+	c.mu.Lock()
+	patience := c.patience
+	c.mu.Unlock()
 	var ce *ConnError
-	if errors.As(err, &ce) && ce.Code != http2.ErrCodeNo {
-		linger(c.nc) // so that the peer reads our GOAWAY, not a TCP reset
+	errors.As(c.Err(), &ce)
+	if ce.Op == "close" || ce.Code != http2.ErrCodeNo {
+		linger(c.nc, patience) // so that the peer reads all of it, not a TCP reset
 	} else {
 		c.nc.Close()
 	}
 }
 
 // lingerTime is how long a peer we have sent a last word may take to read it, and
-// lingerBytes how much it may still send.
+// lingerBytes how much it may still send. drainTime is lingerTime for a
+// connection whose streams have all ended in order: the end of what they
+// carried may still be on its way.
 const (
 	lingerTime  = time.Second
+	drainTime   = 5 * time.Second
 	lingerBytes = 4 << 20
 )
 
-// linger closes nc in a way that lets the peer read what was sent last:
-// closing with unread input would make the kernel send a reset instead.
-func linger(nc net.Conn) {
+// linger closes nc in a way that lets the peer read what was sent last: closing
+// with unread input, or input that arrives later, makes the kernel send a reset
+// and forget what it has not sent.
+func linger(nc net.Conn, patience time.Duration) {
 	defer nc.Close()
 	h, ok := nc.(interface{ CloseWrite() error })
-	if !ok || h.CloseWrite() != nil || nc.SetReadDeadline(time.Now().Add(lingerTime)) != nil {
+	if !ok || h.CloseWrite() != nil || nc.SetReadDeadline(time.Now().Add(patience)) != nil {
 		return
 	}
 	var sink [4096]byte
@@ -202,6 +214,11 @@ func (c *Conn) fail(err error) {
 	}
 	c.streams = nil
 	c.active = 0
+	c.patience = lingerTime
+	if ce.Op == "close" && !c.cut {
+		c.patience = drainTime
+	}
+	patience := c.patience
 	notify := c.notify
 	c.ping.stop()
 	c.mu.Unlock()
@@ -209,7 +226,7 @@ func (c *Conn) fail(err error) {
 	for _, s := range streams {
 		s.end(ce, false)
 	}
-	_ = c.nc.SetWriteDeadline(time.Now().Add(lingerTime))
+	_ = c.nc.SetWriteDeadline(time.Now().Add(patience))
 	c.out.close(ce.Code, ce.Op != "read" && ce.Op != "write")
 	if notify != nil {
 		notify()
@@ -281,12 +298,17 @@ func (c *Conn) Usable() bool {
 func (c *Conn) Retired() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return c.err != nil || c.draining || c.records.Load() >= maxRecords
+	return c.err != nil || c.spentLocked()
 }
 
 func (c *Conn) freeLocked(limit int) bool {
-	return c.err == nil && !c.draining && c.active < min(limit, int(min(c.peerStreams, maxWindow))) &&
-		c.records.Load() < maxRecords
+	return c.err == nil && !c.spentLocked() && c.active < min(limit, int(min(c.peerStreams, maxWindow)))
+}
+
+// spentLocked reports whether the connection takes no stream any more: it drains, or
+// has used up its records or its stream numbers.
+func (c *Conn) spentLocked() bool {
+	return c.draining || c.records.Load() >= maxRecords || c.nextID > maxWindow
 }
 
 // Acquire takes one of the connection's stream slots, of which it lets no more

@@ -113,14 +113,15 @@ func (r *reader) settings(f *http2.SettingsFrame) error {
 	if f.NumSettings() > 64 {
 		return protocolError(http2.ErrCodeEnhanceYourCalm, "%d settings in one frame", f.NumSettings())
 	}
+	if err := f.ForeachSetting(http2.Setting.Valid); err != nil {
+		return err
+	}
 	var delta int64
 	var streams []*Stream
-	err := f.ForeachSetting(func(s http2.Setting) error {
-		if err := s.Valid(); err != nil {
-			return err
-		}
-		c.mu.Lock()
-		defer c.mu.Unlock()
+	// One critical section: a stream opened between the new window and the list
+	// of those to adjust would be given the difference twice.
+	c.mu.Lock()
+	_ = f.ForeachSetting(func(s http2.Setting) error {
 		switch s.ID {
 		case http2.SettingInitialWindowSize:
 			delta += int64(s.Val) - c.peerWindow
@@ -132,12 +133,7 @@ func (r *reader) settings(f *http2.SettingsFrame) error {
 		}
 		return nil
 	})
-	if err != nil {
-		return err
-	}
-	c.mu.Lock()
 	if delta != 0 {
-		// A stream made from here on begins with the new window.
 		for _, s := range c.streams {
 			streams = append(streams, s)
 		}

@@ -125,7 +125,7 @@ func FuzzFrames(f *testing.F) {
 		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1}, http2.Setting{ID: http2.SettingMaxFrameSize, Val: 1 << 20})
 		fr.WriteSettingsAck()
 		fr.WritePing(false, [8]byte{1})
-		fr.WritePing(true, pingKeepalive)
+		fr.WritePing(true, pingGoAway)
 		fr.WriteRawFrame(0x42, 0, 9, []byte("unknown"))
 		fr.WritePriority(1, http2.PriorityParam{})
 	})

@@ -1,7 +1,9 @@
 package hbone
 
 import (
+	"encoding/binary"
 	"fmt"
+	"math/rand/v2"
 	"time"
 )
 
@@ -9,14 +11,12 @@ import (
 type keepalive struct {
 	timer   *time.Timer
 	waiting bool        // a keepalive PING has not been answered
+	data    [8]byte     // its payload; random, so that who answers has read it
 	goAway  *time.Timer // a server's GoAway is in its first half
 }
 
-// The payloads tell our PINGs apart.
-var (
-	pingKeepalive = [8]byte{'k', 'e', 'e', 'p'}
-	pingGoAway    = [8]byte{'g', 'o', 'a', 'w', 'a', 'y'}
-)
+// pingGoAway is the payload of the PING between the two halves of a GoAway.
+var pingGoAway = [8]byte{'g', 'o', 'a', 'w', 'a', 'y'}
 
 // goAwayWait bounds the round trip between the two halves of a server's GoAway.
 const goAwayWait = time.Second
@@ -48,9 +48,11 @@ func (c *Conn) pingDue() {
 		return
 	}
 	c.ping.waiting = true
+	binary.BigEndian.PutUint64(c.ping.data[:], rand.Uint64())
+	data := c.ping.data
 	c.ping.timer.Reset(c.cfg.PingTimeout)
 	c.mu.Unlock()
-	c.out.sendPing(pingKeepalive)
+	c.out.sendPing(data)
 }
 
 func (c *Conn) pingForGoAway() {
@@ -66,20 +68,14 @@ func (c *Conn) pingForGoAway() {
 
 // pong handles the answer to one of our PINGs.
 func (c *Conn) pong(data [8]byte) {
-	switch data {
-	case pingKeepalive:
-		c.mu.Lock()
-		if c.ping.waiting && c.err == nil {
-			c.ping.waiting = false
-			c.ping.timer.Reset(c.cfg.PingInterval)
-		}
-		c.mu.Unlock()
-	case pingGoAway:
-		c.mu.Lock()
-		ours := c.ping.goAway != nil
-		c.mu.Unlock()
-		if ours {
-			c.lastGoAway()
-		}
+	c.mu.Lock()
+	if c.ping.waiting && data == c.ping.data && c.err == nil {
+		c.ping.waiting = false
+		c.ping.timer.Reset(c.cfg.PingInterval)
+	}
+	goAway := c.ping.goAway != nil && data == pingGoAway
+	c.mu.Unlock()
+	if goAway {
+		c.lastGoAway()
 	}
 }

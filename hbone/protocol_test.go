@@ -22,11 +22,12 @@ import (
 
 // rawPeer is a client that sends whatever a test wants.
 type rawPeer struct {
-	t  testing.TB
-	nc *tls.Conn
-	fr *http2.Framer
-	hb bytes.Buffer
-	he *hpack.Encoder
+	t   testing.TB
+	tcp *net.TCPConn
+	nc  *tls.Conn
+	fr  *http2.Framer
+	hb  bytes.Buffer
+	he  *hpack.Encoder
 }
 
 func dialRaw(t testing.TB, s *hbonetest.Server) *rawPeer {
@@ -41,7 +42,8 @@ func dialRaw(t testing.TB, s *hbonetest.Server) *rawPeer {
 	}
 	t.Cleanup(func() { nc.Close() })
 	nc.SetDeadline(time.Now().Add(20 * time.Second))
-	p := &rawPeer{t: t, nc: c, fr: http2.NewFramer(c, c)}
+	tcp, _ := nc.(*net.TCPConn)
+	p := &rawPeer{t: t, tcp: tcp, nc: c, fr: http2.NewFramer(c, c)}
 	p.he = hpack.NewEncoder(&p.hb)
 	p.fr.AllowIllegalWrites = true
 	p.fr.ReadMetaHeaders = hpack.NewDecoder(4096, nil)
@@ -398,16 +400,24 @@ func TestStreamLimit(t *testing.T) {
 	})
 	p := dialRaw(t, s)
 	p.start()
-	for i := range 201 {
+	// A peer that takes all 200 may know that they have ended before their
+	// handlers are through, and open as many again.
+	for i := range 200 {
 		p.connect(uint32(2*i+1), false)
 	}
-	p.awaitReset(401, http2.ErrCodeRefusedStream)
-	// Resetting does not make room while the handlers run.
 	for i := range 200 {
 		p.fr.WriteRSTStream(uint32(2*i+1), http2.ErrCodeCancel)
 	}
-	p.connect(403, false)
-	p.awaitReset(403, http2.ErrCodeRefusedStream)
+	for i := 200; i < 401; i++ {
+		p.connect(uint32(2*i+1), false)
+	}
+	p.awaitReset(801, http2.ErrCodeRefusedStream)
+	// Resetting does not make room while the handlers run.
+	for i := 200; i < 400; i++ {
+		p.fr.WriteRSTStream(uint32(2*i+1), http2.ErrCodeCancel)
+	}
+	p.connect(803, false)
+	p.awaitReset(803, http2.ErrCodeRefusedStream)
 	close(release)
 }
 

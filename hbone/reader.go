@@ -68,7 +68,7 @@ func (r *reader) init(c *Conn) {
 // loop reads until the connection ends, and says why.
 func (r *reader) loop() error {
 	c := r.c
-	if err := c.nc.SetReadDeadline(time.Now().Add(c.cfg.HandshakeTimeout)); err != nil {
+	if err := c.nc.SetReadDeadline(c.settleBy); err != nil {
 		return err
 	}
 	var buf *[readSize]byte

@@ -331,6 +331,7 @@ func (s *Stream) drain(rel *relay) {
 			r.mu.Unlock()
 			s.giveCredit(c)
 		}
+		s.held.Add(int64(-q.n))
 		q.clear()
 		if err != nil {
 			s.localReset("write", err)

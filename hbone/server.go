@@ -32,7 +32,8 @@ type Server struct {
 // streams, however long they last; aborting them is up to the handlers. The
 // error is nil if the connection ended in order, with no stream open.
 func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
-	c, err := handshake(ctx, nc, s.TLS, s.Config.filled(false), false)
+	// A drain must not break a handshake: its client is told by GOAWAY like any other.
+	c, err := handshake(context.WithoutCancel(ctx), nc, s.TLS, s.Config.filled(false), false)
 	if err != nil {
 		if s.OnHandshakeError != nil {
 			s.OnHandshakeError(addrPort(nc.RemoteAddr()), err)
@@ -155,8 +156,13 @@ func (in *Incoming) Reject(status int) {
 // incoming handles the header block of a new stream.
 func (r *reader) incoming(h *block) error {
 	c := r.c
+	if c.out.unread() > maxUnread {
+		return protocolError(http2.ErrCodeEnhanceYourCalm, "peer does not read the answers to its requests")
+	}
 	c.mu.Lock()
-	full := c.err != nil || c.draining || c.active >= int(c.cfg.MaxStreams)
+	// Room for twice as many as were announced: the peer knows of the end of a
+	// stream before its handler has returned here, and may open the next.
+	full := c.err != nil || c.draining || c.active >= 2*int(c.cfg.MaxStreams)
 	if full || h.tooBig || h.request() != "" {
 		c.mu.Unlock()
 		switch {

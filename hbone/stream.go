@@ -107,11 +107,17 @@ func (s *Stream) end(err error, force bool) {
 	s.halves.Or(resetPassed)
 	r := &s.recv
 	r.mu.Lock()
-	if r.err == nil && (force || !r.eof || r.relay != nil) {
+	// With both ends under way the stream has ended in order but for the
+	// bookkeeping: the peer may close the connection on reading our END_STREAM.
+	orderly := r.eof && s.halves.Load()&endQueued != 0
+	rel := r.relay
+	if !force && orderly {
+		rel = nil // it finishes by itself
+	} else if r.err == nil && (force || !r.eof || rel != nil) {
 		r.err = err
+		s.held.Add(int64(-r.backlog.n))
 		r.backlog.clear()
 	}
-	rel := r.relay
 	r.changed.Broadcast()
 	r.mu.Unlock()
 	s.endSend(err)

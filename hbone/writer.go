@@ -51,6 +51,10 @@ const (
 	// maxAnswers bounds replies to PING, SETTINGS and refused streams to a peer that
 	// sends but does not read.
 	maxAnswers = 64 << 10
+	// maxUnread is how many bytes of small frames may wait before a peer that
+	// makes requests all the same is taken for one that does not read: more than
+	// all answers to a full set of streams.
+	maxUnread = 1 << 20
 )
 
 func (w *writer) init(c *Conn) {
@@ -277,6 +281,13 @@ func (w *writer) answer(size int, write func(*http2.Framer) error) bool {
 	}
 	w.kick(false)
 	return ok
+}
+
+// unread is how many bytes of small frames wait to be sent.
+func (w *writer) unread() int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.staged
 }
 
 // headersLocked queues a header block in as many frames as the peer's frame size

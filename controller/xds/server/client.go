@@ -93,6 +93,26 @@ func (c *client) run() (err error) {
 		log.Info("xds client gone", "after", time.Since(c.since).Round(time.Millisecond), "node_id", c.status().NodeID, "error", err)
 	}()
 
+	// Nothing is read before it is this client's turn: the request waits in
+	// the client, where there is one of it.
+	select {
+	case c.server.turns <- struct{}{}:
+	case <-c.stream.Context().Done():
+		return c.stream.Context().Err()
+	case <-c.server.stopping:
+		return nil
+	}
+	turn := true
+	leave := func() {
+		if turn {
+			turn = false
+			<-c.server.turns
+		}
+	}
+	defer leave()
+	late := time.NewTimer(firstAnswer)
+	defer late.Stop()
+
 	requests := make(chan *discovery.DeltaDiscoveryRequest)
 	ended := make(chan error, 1)
 	// Recv ends when this handler returns, so nothing can wait for the reader
@@ -138,6 +158,11 @@ func (c *client) run() (err error) {
 			} else if len(c.subs) > 1 {
 				gathering = nil
 			}
+			if c.settled() {
+				leave()
+			}
+		case <-late.C:
+			leave()
 		case <-gathering:
 			gathering = nil
 		case <-changed:
@@ -163,6 +188,16 @@ func (c *client) run() (err error) {
 			return nil
 		}
 	}
+}
+
+// settled reports that the client has acknowledged everything it asked for.
+func (c *client) settled() bool {
+	for _, sub := range c.subs {
+		if sub.sent == nil || len(sub.pending) > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // untilRecheck spreads the rechecks of clients that came at once.

@@ -35,14 +35,22 @@ type Config struct {
 	Authenticate func(ctx context.Context) (Caller, error)
 	// Recheck is how often a stream's credentials are looked at again; 0 means
 	// every five minutes. A stream ends when they no longer hold.
-	Recheck    time.Duration
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer // nil: metrics are not exposed
+	Recheck time.Duration
+	// FirstAnswers is how many clients get their first answer at once; 0 means
+	// 16. It holds the whole mesh, as does the request of a client that
+	// reconnects: a thousand at a time after a restart would need gigabytes.
+	FirstAnswers int
+	Logger       *slog.Logger
+	Registerer   prometheus.Registerer // nil: metrics are not exposed
 }
 
 // recheckEvery is the default of Config.Recheck. A thousand clients then cost
 // the API server three reviews a second.
 const recheckEvery = 5 * time.Minute
+
+// firstAnswer is how long a client may take over its first answer before the
+// next one's turn comes nevertheless.
+const firstAnswer = 10 * time.Second
 
 // Server answers delta ADS streams.
 type Server struct {
@@ -51,6 +59,7 @@ type Server struct {
 	config   Config
 	metrics  metrics
 	encoded  *encodings
+	turns    chan struct{} // taken by a client until its first answer is acknowledged
 	stopping chan struct{} // closed by Stop
 
 	mu      sync.Mutex
@@ -67,8 +76,12 @@ func New(c Config) *Server {
 	if c.Recheck <= 0 {
 		c.Recheck = recheckEvery
 	}
+	if c.FirstAnswers <= 0 {
+		c.FirstAnswers = 16
+	}
 	return &Server{
 		config:   c,
+		turns:    make(chan struct{}, c.FirstAnswers),
 		metrics:  newMetrics(c.Registerer),
 		encoded:  newEncodings(),
 		stopping: make(chan struct{}),

@@ -309,6 +309,32 @@ func TestNamesOfTheFirstRequestAreAnswered(t *testing.T) {
 	r.expect("A+c//Pod/ns/a -/10.9.9.8 -/10.9.9.9")
 }
 
+// Clients that come at once are served in turns, so that their first requests
+// and answers are not all in memory.
+func TestFirstAnswersTakeTurns(t *testing.T) {
+	l := newLab(t, func(c *server.Config) { c.FirstAnswers = 1 })
+	l.apply(mesh.Delta{Workloads: []*mesh.Workload{workload("a", 1)}})
+	first := l.dial("node-1")
+	first.subscribe(wire.TypeAddress, nil)
+	held := first.recv() // and not acknowledged
+	second, third := l.dial("node-2"), l.dial("node-3")
+	second.subscribe(wire.TypeAddress, nil)
+	eventually(t, "all are connected", func() bool { return len(l.server.Clients()) == 3 })
+	for _, c := range l.server.Clients() {
+		if c.Caller.Node != "node-1" && len(c.Types) > 0 {
+			t.Errorf("%s has been read", c.Caller.Node)
+		}
+	}
+	first.answer(held, "")                           // its turn is over
+	if err := third.stream.CloseSend(); err != nil { // one that says nothing
+		t.Fatal(err)
+	}
+	second.expect("A+c//Pod/ns/a")
+	// A change still reaches a client whose turn is over.
+	l.apply(mesh.Delta{RemovedWorkloads: []string{"c//Pod/ns/a"}})
+	first.expect("A-c//Pod/ns/a")
+}
+
 // A token is looked at again while its stream lives.
 func TestStreamEndsWithItsCredentials(t *testing.T) {
 	var code atomic.Uint32

@@ -8,13 +8,24 @@ import (
 
 	"github.com/ambitmesh/ambit/cni/bpf"
 	"github.com/ambitmesh/ambit/cni/netns"
+	"golang.org/x/sys/unix"
 )
 
 // HBONEPort is where peers expect a pod's HBONE listener.
 const HBONEPort = uint16(bpf.CapturePortPORT_HBONE)
 
+// The ports of a pod's listeners, if the application has not taken them. They
+// are those that Istio's documentation asks applications to leave alone. Any
+// other choice could be in an application's way: what the kernel chooses by
+// itself lies in ip_local_port_range, where 50051 is too.
+const (
+	outboundPort = 15001
+	inboundPort  = 15006
+	dnsPort      = 15053
+)
+
 // Listeners are a pod's listening sockets. Connections reach them by socket,
-// never by port, so all but HBONE are bound to whatever port was free.
+// never by port, so all but HBONE may be bound to whatever port is free.
 type Listeners struct {
 	Outbound, Inbound *os.File
 	// HBONE has one socket per address of the pod. The first of each family
@@ -28,19 +39,21 @@ type Listeners struct {
 func Listen(ns *netns.NS, addrs []netip.Addr) (*Listeners, error) {
 	l := &Listeners{}
 	o := netns.SocketOptions{Mark: netns.Mark, Transparent: true}
-	anywhere := netip.AddrPortFrom(netip.IPv6Unspecified(), 0)
 	var errs []error
-	tcp := func(at netip.AddrPort) *os.File {
-		f, err := ns.ListenTCP(at, o)
+	prefer := func(port uint16, listen func(netip.AddrPort, netns.SocketOptions) (*os.File, error)) *os.File {
+		f, err := listen(netip.AddrPortFrom(netip.IPv6Unspecified(), port), o)
+		if errors.Is(err, unix.EADDRINUSE) {
+			f, err = listen(netip.AddrPortFrom(netip.IPv6Unspecified(), 0), o)
+		}
 		errs = append(errs, err)
 		return f
 	}
-	l.Outbound, l.Inbound, l.DNSTCP = tcp(anywhere), tcp(anywhere), tcp(anywhere)
-	var err error
-	l.DNSUDP, err = ns.ListenUDP(anywhere, o)
-	errs = append(errs, err)
+	l.Outbound, l.Inbound = prefer(outboundPort, ns.ListenTCP), prefer(inboundPort, ns.ListenTCP)
+	l.DNSTCP, l.DNSUDP = prefer(dnsPort, ns.ListenTCP), prefer(dnsPort, ns.ListenUDP)
 	for _, a := range addrs {
-		l.HBONE = append(l.HBONE, tcp(netip.AddrPortFrom(a.Unmap(), HBONEPort)))
+		f, err := ns.ListenTCP(netip.AddrPortFrom(a.Unmap(), HBONEPort), o)
+		errs = append(errs, err)
+		l.HBONE = append(l.HBONE, f)
 	}
 	if len(addrs) == 0 {
 		errs = append(errs, errors.New("pod has no address"))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -30,6 +31,7 @@ type enrolled struct {
 	pod       *pod
 	cfg       redirect.Config
 	listeners *redirect.Listeners
+	unwatch   func()
 }
 
 func (e *enrolled) handoff() handoff.Pod {
@@ -122,10 +124,12 @@ func (a *agent) enrol(p *pod) {
 	if err := a.r.Set(e.cfg); err != nil {
 		t.Fatalf("capture %s: %v", p.name, err)
 	}
+	e.unwatch = a.watch(e)
 	t.Cleanup(func() {
 		if a.take(p) == nil {
 			return // released by the test
 		}
+		e.unwatch()
 		if err := a.r.Clear(e.cfg.ContainerID, p.ns); err != nil {
 			t.Errorf("clear %s: %v", p.name, err)
 		}
@@ -144,11 +148,35 @@ func (a *agent) enrol(p *pod) {
 	}
 }
 
+// watch sets the pod again when its addresses or devices change, as the node
+// agent does.
+func (a *agent) watch(e *enrolled) (stop func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	first := true
+	wg.Go(func() {
+		err := redirect.Watch(ctx, e.pod.ns, func([]netip.Addr, []string) {
+			if first {
+				first = false
+				return
+			}
+			if err := a.r.Set(e.cfg); err != nil {
+				a.t.Errorf("capture %s again: %v", e.pod.name, err)
+			}
+		})
+		if err != nil && ctx.Err() == nil {
+			a.t.Errorf("watch %s: %v", e.pod.name, err)
+		}
+	})
+	return func() { cancel(); wg.Wait() }
+}
+
 // release ends capture of p.
 func (a *agent) release(p *pod) {
 	t := a.t
 	t.Helper()
 	e := a.take(p)
+	e.unwatch()
 	if err := a.r.Drain(e.cfg.ContainerID); err != nil {
 		t.Fatal(err)
 	}

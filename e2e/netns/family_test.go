@@ -96,8 +96,6 @@ func (f family) pod(node, n int) netip.Addr {
 	return netip.MustParseAddr(f.pick(fmt.Sprintf("10.77.%d.%d", node, n), fmt.Sprintf("fd77:0:0:%d::%x", node, n)))
 }
 
-func (f family) gateway(node int) netip.Addr { return f.pod(node, 1) }
-
 func (f family) everything() string { return f.pick("0.0.0.0/0", "::/0") }
 
 // single is the prefix of one address.

@@ -86,3 +86,10 @@ func (c *capture) contains(token string) bool {
 	defer c.mu.Unlock()
 	return bytes.Contains(c.frames.Bytes(), []byte(token))
 }
+
+// size is how many bytes of frames were kept.
+func (c *capture) size() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.frames.Len()
+}

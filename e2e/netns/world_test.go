@@ -120,26 +120,25 @@ func (w *world) newPod(n *node, name string) *pod {
 		p.addr = f.pod(n.number, 10+w.pods)
 		p.addrs = append(p.addrs, p.addr)
 	}
-	w.plug(p, fmt.Sprintf("veth%d", w.pods), "eth0", p.addrs, true)
+	w.plug(p, fmt.Sprintf("veth%d", w.pods), "eth0", p.addrs, 1, family.everything)
 	w.announce(p, false)
 	return p
 }
 
-// plug gives the pod a device with addresses, the way the ptp CNI does.
-func (w *world) plug(p *pod, host, device string, addrs []netip.Addr, defaultRoute bool) {
+// plug gives the pod a device with addresses, the way the ptp CNI does:
+// through it and the node's address of that number it reaches what to says.
+func (w *world) plug(p *pod, host, device string, addrs []netip.Addr, gateway int, to func(family) string) {
 	w.t.Helper()
 	n := p.node
 	join(w.t, n.ns, host, p.ns, device)
 	outside, inside := link{prefixes: []string{router(1)}}, link{}
 	for _, a := range addrs {
 		f := familyOf(a)
-		gw := f.gateway(n.number)
+		gw := f.pod(n.number, gateway)
 		outside.prefixes = append(outside.prefixes, single(gw))
 		outside.routes = append(outside.routes, route{single(a), ""})
 		inside.prefixes = append(inside.prefixes, single(a))
-		if defaultRoute {
-			inside.routes = append(inside.routes, route{single(gw), ""}, route{f.everything(), gw.String()})
-		}
+		inside.routes = append(inside.routes, route{single(gw), ""}, route{to(f), gw.String()})
 	}
 	configure(w.t, n.ns, host, outside)
 	configure(w.t, p.ns, device, inside)

@@ -36,6 +36,10 @@ func main() {
 	flag.StringVar(&c.json, "json", "out/bench.json", "write everything measured here")
 	flag.StringVar(&c.ztunnel, "ztunnel", "", "the program to measure instead of a fresh build")
 	flag.Parse()
+	if err := withdraw(); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := c.run(ctx)
 	stop()
@@ -43,6 +47,28 @@ func main() {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
+}
+
+// withdraw starts the program again in a mount namespace of its own, so that
+// a bench that is killed leaves no mount behind. The thread that executes is
+// the one that has left, and becomes the process.
+func withdraw() error {
+	const withdrawn = "AMBIT_BENCH_WITHDRAWN"
+	if os.Getenv(withdrawn) != "" || os.Geteuid() != 0 {
+		return nil
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNS); err != nil {
+		return fmt.Errorf("make a mount namespace: %w", err)
+	}
+	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+		return fmt.Errorf("keep mounts to ourselves: %w", err)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("start again: %w", unix.Exec(self, os.Args, append(os.Environ(), withdrawn+"=1")))
 }
 
 type config struct {

@@ -56,10 +56,12 @@ func (n *Node) serve(p handoff.Pod) (*served, error) {
 	out := outbound.New(outbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Pool: n.pool, Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
+		Ports: v.ports(),
 	})
 	in := inbound.New(inbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
+		Ports: v.ports(),
 	})
 	var wg sync.WaitGroup
 	accept := func(what string, f func() error) {
@@ -114,6 +116,15 @@ func (p *served) open() error {
 		p.hbone = append(p.hbone, ln)
 	}
 	return nil
+}
+
+// ports are those the listeners happen to have.
+func (p *served) ports() []uint16 {
+	ports := []uint16{live.AddrPort(p.out.Addr()).Port(), live.AddrPort(p.in.Addr()).Port()}
+	for _, ln := range p.hbone {
+		ports = append(ports, live.AddrPort(ln.Addr()).Port())
+	}
+	return ports
 }
 
 // closeListeners stops accepting. Closing fails only when it was done before.

@@ -117,6 +117,9 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 		return
 	}
 	app, err := target(snap, self, dst.Addr(), auth)
+	if err == nil {
+		err = p.notOurs(app.Port())
+	}
 	if err != nil {
 		fail(statusOf(err), err)
 		return

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -39,6 +40,8 @@ type Config struct {
 	// Original gives what a plaintext client dialled. nil: the accepted
 	// socket's local address, which is right where capture does no NAT.
 	Original func(*net.TCPConn) netip.AddrPort
+	// Ports are those of ztunnel's own listeners in the pod.
+	Ports []uint16
 }
 
 // Proxy takes what one pod is sent.
@@ -81,8 +84,8 @@ func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 		live.Reset(c)
 		rec.Deny(src, dst, err)
 	}
-	if illegal(dst.Port()) {
-		fail(live.Errorf(live.SelfCall, "port %d is the mesh's own", dst.Port()))
+	if err := p.notOurs(dst.Port()); err != nil {
+		fail(err)
 		return
 	}
 	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
@@ -111,6 +114,15 @@ func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 	rec.Count(pipe)
 	rec.OnCut(pipe.Cut)
 	rec.End(pipe.Run())
+}
+
+// notOurs refuses ports of our own listeners: such a connection would be
+// accepted by ourselves, routed again, and so on without end.
+func (p *Proxy) notOurs(port uint16) error {
+	if illegal(port) || slices.Contains(p.cfg.Ports, port) {
+		return live.Errorf(live.SelfCall, "port %d is the mesh's own", port)
+	}
+	return nil
 }
 
 // authorize asks policy, and again for a while when a policy that the workload

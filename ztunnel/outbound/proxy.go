@@ -44,6 +44,8 @@ type Config struct {
 	// Original gives what the application dialled. nil: the accepted socket's
 	// local address, which is right where capture does no NAT.
 	Original func(*net.TCPConn) netip.AddrPort
+	// Ports are those of ztunnel's own listeners in the pod.
+	Ports []uint16
 }
 
 // Proxy carries what one pod sends.
@@ -78,6 +80,11 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 	src := live.AddrPort(c.RemoteAddr())
 	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Source)
 
+	if p.uncaptured(src, dst) {
+		live.Reset(c)
+		rec.Deny(src, dst, live.Errorf(live.SelfCall, "connection to %s: the port is the mesh's own", dst))
+		return
+	}
 	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
 	if err != nil {
 		live.Reset(c)
@@ -102,6 +109,15 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	rec.End(up.relay(rec, c))
+}
+
+// uncaptured says that the listener was dialled by its own port, which only a
+// process of the pod can do. To dial on from here would lead here again, and so
+// on without end. A connection within the pod has the address it dials also as
+// its source, unless that was bound to another of the pod's; then the one we
+// would make has.
+func (p *Proxy) uncaptured(src, dst netip.AddrPort) bool {
+	return slices.Contains(p.cfg.Ports, dst.Port()) && (src.Addr() == dst.Addr() || dst.Addr().IsLoopback())
 }
 
 // connect resolves and dials. Where a service has other endpoints, one that

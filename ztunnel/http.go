@@ -37,10 +37,11 @@ func (n *Node) listen() ([]*server, error) {
 	for _, s := range []struct {
 		name, addr string
 		handler    http.Handler
+		limit      time.Duration // to send a request, and to take its answer
 	}{
-		{"admin", n.cfg.AdminAddr, n.admin()},
-		{"metrics", n.cfg.StatsAddr, metricsHandler(n.table.Flush, n.cfg.Registry)},
-		{"readiness", n.cfg.ReadyAddr, n.ready},
+		{"admin", n.cfg.AdminAddr, n.admin(), 0}, // loopback only, and a profile takes as long as it is asked to
+		{"metrics", n.cfg.StatsAddr, metricsHandler(n.table.Flush, n.cfg.Registry), 30 * time.Second},
+		{"readiness", n.cfg.ReadyAddr, n.ready, 5 * time.Second},
 	} {
 		if s.addr == "" {
 			continue
@@ -52,6 +53,7 @@ func (n *Node) listen() ([]*server, error) {
 		}
 		out = append(out, &server{s.name + " server", ln, &http.Server{
 			Handler: s.handler, ReadHeaderTimeout: 2 * time.Second, MaxHeaderBytes: 8 << 10,
+			ReadTimeout: s.limit, WriteTimeout: s.limit, IdleTimeout: 2 * time.Minute,
 			ErrorLog: slog.NewLogLogger(n.cfg.Logger.Handler(), slog.LevelDebug),
 		}})
 	}

@@ -156,6 +156,20 @@ func TestPodSet(t *testing.T) {
 			t.Errorf("serves %s", uids(n))
 		}
 	})
+	t.Run("two lives of a pod share no pooled connection", func(t *testing.T) {
+		n := newNode(t)
+		owning(t, n)
+		lives := map[string]bool{}
+		for range 3 {
+			if err := n.Add(context.Background(), newPod(t, "1")); err != nil { // each in a namespace of its own
+				t.Fatal(err)
+			}
+			n.do(func(s *podSet) { lives[s.pods["1"].life] = true })
+		}
+		if len(lives) != 3 {
+			t.Errorf("lives %v", lives)
+		}
+	})
 	t.Run("a pod that cannot be served is pending", func(t *testing.T) {
 		n := newNode(t)
 		owning(t, n)
@@ -221,6 +235,23 @@ func ready(n *Node) string {
 	w := httptest.NewRecorder()
 	n.ready.ServeHTTP(w, httptest.NewRequest("GET", "/healthz/ready", nil))
 	return w.Body.String()
+}
+
+// TestServerDeadlines: who connects and says or reads nothing is let go.
+func TestServerDeadlines(t *testing.T) {
+	n := newNode(t)
+	n.cfg.AdminAddr, n.cfg.StatsAddr, n.cfg.ReadyAddr = "127.0.0.1:0", "127.0.0.1:0", "127.0.0.1:0"
+	servers, err := n.listen()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range servers {
+		s.ln.Close()
+		h := s.http
+		if h.ReadHeaderTimeout == 0 || h.IdleTimeout == 0 || s.name != "admin server" && (h.ReadTimeout == 0 || h.WriteTimeout == 0) {
+			t.Errorf("%s: header %v, read %v, idle %v, write %v", s.name, h.ReadHeaderTimeout, h.ReadTimeout, h.IdleTimeout, h.WriteTimeout)
+		}
+	}
 }
 
 func TestReadiness(t *testing.T) {

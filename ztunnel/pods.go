@@ -21,6 +21,7 @@ type podSet struct {
 	ending   map[*served]struct{}   // taken out of pods, connections not all ended
 	synced   bool                   // connected, and the snapshot is complete
 	draining bool
+	lives    uint64 // how often a pod was started
 }
 
 const retryPods = 5 * time.Second
@@ -115,7 +116,8 @@ func (s *podSet) add(p handoff.Pod) error {
 }
 
 func (s *podSet) start(p handoff.Pod) error {
-	v, err := s.n.serve(p)
+	s.lives++
+	v, err := s.n.serve(p, fmt.Sprintf("%s#%d", p.UID, s.lives))
 	if err != nil {
 		s.n.cfg.Logger.Error("pod is not served", "pod", p.String(), "err", err, "retry", retryPods)
 		return fmt.Errorf("pod %s: %w", p, err)

@@ -20,6 +20,7 @@ type served struct {
 	n       *Node
 	pod     handoff.Pod
 	live    *live.Pod
+	life    string // the pool's name for this time of serving the pod
 	slots   bool
 	out, in net.Listener
 	hbone   []net.Listener
@@ -35,11 +36,12 @@ func (p *served) dialect() string {
 	return "ztunnel's"
 }
 
-// serve starts accepting for a pod. On error nothing is left behind but p,
+// serve starts accepting for a pod; life is told apart from every other time of
+// doing so. On error nothing is left behind but p,
 // which is the caller's.
-func (n *Node) serve(p handoff.Pod) (*served, error) {
+func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	v := &served{
-		n: n, pod: p, done: make(chan struct{}),
+		n: n, pod: p, life: life, done: make(chan struct{}),
 		live: &live.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
 	}
 	if err := v.open(); err != nil {
@@ -55,7 +57,7 @@ func (n *Node) serve(p handoff.Pod) (*served, error) {
 	drain, v.goAway = context.WithCancel(ctx)
 	out := outbound.New(outbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
-		Pool: n.pool, Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
+		Pool: n.pool, Life: life, Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
 		Ports: v.ports(),
 	})
 	in := inbound.New(inbound.Config{
@@ -81,7 +83,7 @@ func (n *Node) serve(p handoff.Pod) (*served, error) {
 	go func() {
 		wg.Wait()
 		v.hard()
-		n.pool.CloseSource(p.UID)
+		n.pool.CloseSource(life)
 		if err := p.Close(); err != nil {
 			n.cfg.Logger.Warn("closing the pod's descriptors", "pod", p.String(), "err", err)
 		}

@@ -19,7 +19,7 @@ import (
 
 // Key says which connections are interchangeable. Everything the certificates
 // were verified against is part of it, as is the source workload: two pods of
-// one service account never share a connection.
+// one service account never share a connection, nor two lives of one pod.
 type Key struct {
 	SourceUID, DestinationUID string
 	Addr                      netip.AddrPort

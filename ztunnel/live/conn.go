@@ -91,7 +91,7 @@ func (c *Conn) Open(f Facts) {
 		destination: partyOf(f.Destination, f.DestinationID),
 		mtls:        f.HBONE,
 	}
-	if f.HBONE && f.Destination != nil {
+	if f.Destination != nil { // the reference's: from the record, whatever the wire
 		c.key.destination.principal = f.Destination.Identity()
 	}
 	if f.Service != nil {

@@ -181,6 +181,15 @@ func TestTrafficMetrics(t *testing.T) {
 	expect("failed", "istio_tcp_connections_closed_total"+labels("NETWORK_POLICY")+" 1")
 	expect("failed", "istio_tcp_connections_opened_total"+labels("-")+" 2")
 	expect("failed", `ambit_connections_failed_total{reason="hbone_timeout",reporter="source"} 1`)
+
+	// Plaintext to a workload: its principal is the record's, the source's unknown.
+	f := facts()
+	f.HBONE, f.Authority, f.SourceID, f.DestinationID = false, "", identity.ID{}, identity.ID{}
+	c = b.table.Accept(b.pod, Source)
+	c.Open(f)
+	c.End(nil)
+	plain := strings.NewReplacer(`"mutual_tls"`, `"unknown"`, `source_principal="spiffe://cluster.local/ns/default/sa/default"`, `source_principal="unknown"`)
+	expect("plaintext", "istio_tcp_connections_opened_total"+plain.Replace(labels("-"))+" 1")
 }
 
 func gather(t *testing.T, g prometheus.Gatherer) string {

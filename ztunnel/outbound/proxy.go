@@ -37,8 +37,11 @@ type Config struct {
 	Store  *mesh.Store
 	Source identity.Source
 	Pool   *pool.Pool // shared by all pods of the node
-	Table  *live.Table
-	HBONE  hbone.Config
+	// Life names this time of the pod being served in the pool: connections of
+	// an earlier one under the same UID must not be used, nor cut ours with them.
+	Life  string
+	Table *live.Table
+	HBONE hbone.Config
 	// Denied reports whether an error of Source is the CA's refusal. May be nil.
 	Denied func(error) bool
 	// Original gives what the application dialled. nil: the accepted socket's
@@ -101,6 +104,9 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 	if route.Kind == HBONE || route.Kind == Waypoint {
 		facts.HBONE, facts.Authority = true, route.Authority.String()
 		facts.SourceID, facts.DestinationID = self.Identity(), route.Upstream.Identity()
+		if t, ok := up.(tunnelled); ok {
+			facts.DestinationID = t.s.Conn().Peer() // verified, and perhaps one of the service's names
+		}
 	}
 	rec.Open(facts)
 	if err != nil {
@@ -178,7 +184,7 @@ func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client 
 	}
 	slices.Sort(names)
 	key := pool.Key{
-		SourceUID: p.cfg.Pod.UID, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ","),
+		SourceUID: p.cfg.Life, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ","),
 	}
 	s, err := p.cfg.Pool.Open(ctx, key, func(ctx context.Context) (*hbone.Conn, error) {
 		return p.tunnel(ctx, r.Addr, self.Identity(), r.Expect)

@@ -87,6 +87,11 @@ func Resolve(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, cho
 	}
 
 	up, ok := upstream(snap, source, dst, choice)
+	if w := snap.WorkloadAt(source.Network, ip); !ok && w != nil {
+		// A service claims this workload's address too but does not serve the
+		// port: what goes to a workload is never passed through in plaintext.
+		up, ok = target{workload: w, port: dst.Port()}, true
+	}
 	if !ok {
 		if dialled != nil && dialled.LoadBalancing.Mode != mesh.ModePassthrough {
 			return refuse(dialled, live.NoHealthyUpstream, "no healthy upstream: %s (service %s)", dst, dialled.Key())

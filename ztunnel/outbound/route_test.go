@@ -113,6 +113,12 @@ func TestResolve(t *testing.T) {
 			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:80 as ns1/sa-s"},
 		{name: "meshed IPv6 pod", dst: "[fd00::2]:80",
 			objects: []any{workload("s", nil, "10.0.0.2", "fd00::2")}, want: "hbone [fd00::2]:15008 for [fd00::2]:80 as ns1/sa-s"},
+		{name: "a service that claims a meshed pod's address does not uncover it", dst: "10.0.0.2:9090",
+			objects: []any{service("web", nil, "10.0.0.2"), workload("s", nil, "10.0.0.2")},
+			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:9090 as ns1/sa-s"},
+		{name: "nor does one in passthrough mode", dst: "10.0.0.2:80",
+			objects: []any{service("web", func(s *mesh.Service) { s.LoadBalancing.Mode = mesh.ModePassthrough }, "10.0.0.2"), workload("s", nil, "10.0.0.2")},
+			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:80 as ns1/sa-s"},
 		{name: "unmeshed pod", dst: "10.0.0.2:80",
 			objects: []any{workload("s", plain, "10.0.0.2")}, want: "tcp 10.0.0.2:80"},
 		{name: "host-network pod is unknown", dst: "10.0.0.2:80",
@@ -219,7 +225,7 @@ func TestResolve(t *testing.T) {
 			want: "waypoint 10.0.0.50:15008 for 10.1.0.1:80 as ns1/sa-way of web"},
 		{name: "a workload wins over a service of the same address", dst: "10.1.0.1:80",
 			objects: []any{way, workload("s", nil, "10.1.0.1"), service("web", func(v *mesh.Service) { v.Waypoint = waypointAt("10.0.0.50") }, "10.1.0.1")},
-			want:    "pass-through 10.1.0.1:80"},
+			want:    "hbone 10.1.0.1:15008 for 10.1.0.1:80 as ns1/sa-s"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

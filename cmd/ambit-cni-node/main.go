@@ -103,26 +103,7 @@ func run() error {
 
 	var wg sync.WaitGroup
 	wg.Go(func() { serveAdmin(ctx, o.adminAddress, registry, agent, installer, log) })
-	wg.Go(func() {
-		// The plugin asks us for every pod, so it is put in place when there
-		// is somebody to ask.
-		select {
-		case <-agent.Started():
-		case <-ctx.Done():
-			return
-		}
-		if err := installer.Run(ctx); err != nil {
-			log.Error("the plugin's installation is not watched", "err", err)
-		}
-		<-ctx.Done()
-		if agent.Uninstalled() {
-			if err := installer.Uninstall(); err != nil {
-				log.Error("the plugin is left on this node", "err", err)
-			} else {
-				log.Info("Ambit is being uninstalled: the plugin and its entry are gone from this node")
-			}
-		}
-	})
+	wg.Go(func() { keepPlugin(ctx, agent, installer, log) })
 	err = agent.Run(ctx)
 	cancel()
 	wg.Wait()

@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
 	appsclient "k8s.io/client-go/kubernetes/typed/apps/v1"
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/clientcmd"
@@ -21,11 +22,12 @@ type connection struct {
 }
 
 // cluster asks one cluster. Two typed clients instead of the whole set keep
-// the program small.
+// the program small; the dynamic one deletes.
 type cluster struct {
-	core   coreclient.CoreV1Interface
-	apps   appsclient.AppsV1Interface
-	system string
+	core    coreclient.CoreV1Interface
+	apps    appsclient.AppsV1Interface
+	dynamic dynamic.Interface
+	system  string
 }
 
 func (c *connection) open() (*cluster, error) {
@@ -47,7 +49,11 @@ func (c *connection) open() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{core, apps, c.systemNamespace}, nil
+	dyn, err := dynamic.NewForConfig(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &cluster{core, apps, dyn, c.systemNamespace}, nil
 }
 
 // question is where a part's version is read.

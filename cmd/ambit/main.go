@@ -1,5 +1,5 @@
 // Command ambit shows what the mesh is doing: what is captured, what is not
-// and why, and which components answer.
+// and why, and which components answer. And it takes the mesh away.
 package main
 
 import (
@@ -65,6 +65,6 @@ func root() *cobra.Command {
 	f.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config, then the pod's own account)")
 	f.StringVar(&c.context, "context", "", "context of the kubeconfig file")
 	f.StringVar(&c.systemNamespace, "system-namespace", "ambit-system", "namespace Ambit runs in")
-	cmd.AddCommand(statusCommand(&c), versionCommand(&c))
+	cmd.AddCommand(statusCommand(&c), versionCommand(&c), uninstallCommand(&c))
 	return cmd
 }

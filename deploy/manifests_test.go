@@ -49,9 +49,14 @@ func documents(t *testing.T) map[string][][]byte {
 			t.Fatal(err)
 		}
 		for doc := range strings.SplitSeq(string(b), "\n---\n") {
-			var m metav1.TypeMeta
+			var m metav1.PartialObjectMetadata
 			if err := yaml.Unmarshal([]byte(doc), &m); err != nil {
 				t.Fatalf("%s: %v", f, err)
+			}
+			// By this, and for cluster-wide objects by the name too, ambit
+			// uninstall knows what is Ambit's.
+			if m.Labels["app.kubernetes.io/part-of"] != "ambit" || m.Namespace == "" && !strings.HasPrefix(m.Name, "ambit-") {
+				t.Errorf("%s: ambit uninstall would leave %s %s behind", f, m.Kind, m.Name)
 			}
 			docs[m.Kind] = append(docs[m.Kind], []byte(doc))
 		}

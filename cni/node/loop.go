@@ -113,6 +113,8 @@ func newLoop(a *Agent, before enroll.Intent) *loop {
 }
 
 func (l *loop) run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	for _, p := range l.a.kube.allPods() {
 		l.touch(ctx, string(p.UID))
 	}
@@ -135,12 +137,7 @@ func (l *loop) run(ctx context.Context) error {
 			if l.a.Uninstalled() {
 				l.abandon()
 			}
-			for _, e := range l.pods {
-				if e.held != nil {
-					e.held.close() // ztunnel's copies and the pins go on
-				}
-			}
-			l.a.old.release()
+			l.close()
 			return nil
 		case e := <-l.a.events:
 			l.handle(ctx, e)
@@ -152,9 +149,22 @@ func (l *loop) run(ctx context.Context) error {
 			l.write()
 		}
 		if err := l.leave(); err != nil {
+			cancel()
+			l.drainJobs() // whoever started them waits for them
+			l.close()
 			return err
 		}
 	}
+}
+
+// close lets all descriptors go; ztunnel's copies and the pins go on.
+func (l *loop) close() {
+	for _, e := range l.pods {
+		if e.held != nil {
+			e.held.close()
+		}
+	}
+	l.a.old.release()
 }
 
 // drainJobs takes the results of the jobs under way when the agent ends, so

@@ -1,16 +1,18 @@
 package outbound
 
 import (
+	"net/netip"
 	"slices"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
 // balance selects an endpoint of svc for a service port: of those that serve
-// the port, the ones the service's mode prefers, one at random by capacity.
-// forWaypoint relaxes the port rules for waypoints that are tunnelled to on a
-// port their service does not list.
-func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, port uint16, forWaypoint bool, choice Choice) (target, bool) {
+// the port, the ones with an address of the dialled family, of these the ones
+// the service's mode prefers, one at random by capacity. forWaypoint relaxes the
+// port rules for waypoints that are tunnelled to on a port their service does
+// not list.
+func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, dialled netip.Addr, port uint16, forWaypoint bool, choice Choice) (target, bool) {
 	lb := &svc.LoadBalancing
 	if lb.Mode == mesh.ModePassthrough {
 		return target{}, false
@@ -25,6 +27,7 @@ func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, port
 			continue
 		}
 		rank, ok := preferred(lb, source, e.Workload)
+		rank += reach(svc, e.Workload, dialled)
 		if !ok || rank < best {
 			continue
 		}
@@ -43,7 +46,7 @@ func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, port
 		if !ok {
 			continue
 		}
-		if rank, ok := preferred(lb, source, e.Workload); !ok || rank != best {
+		if rank, ok := preferred(lb, source, e.Workload); !ok || rank+reach(svc, e.Workload, dialled) != best {
 			continue
 		}
 		w := weight(e.Workload)
@@ -53,6 +56,26 @@ func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, port
 		n -= w
 	}
 	return target{}, false
+}
+
+// Ranks of reach, far above those of preferred.
+const (
+	otherFamily = 1 << 16
+	sameFamily  = 2 << 16
+)
+
+// reach ranks w by the address it would be dialled at. A dual-stack service can
+// have endpoints of one family, pods from before the cluster had both or other
+// hosts: a client may have no way to the family that it did not ask for.
+func reach(svc *mesh.Service, w *mesh.Workload, dialled netip.Addr) int {
+	a, ok := address(w, svc, dialled)
+	switch {
+	case !ok:
+		return 0
+	case !dialled.IsValid() || a.Is4() == dialled.Is4():
+		return sameFamily
+	}
+	return otherFamily
 }
 
 func weight(w *mesh.Workload) uint64 {

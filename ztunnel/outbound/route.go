@@ -134,7 +134,7 @@ type target struct {
 // that address.
 func upstream(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, choice Choice) (target, bool) {
 	if svc := snap.ServiceAt(source.Network, dst.Addr(), source.Namespace); svc != nil {
-		return balance(snap, source, svc, dst.Port(), false, choice)
+		return balance(snap, source, svc, dst.Addr(), dst.Port(), false, choice)
 	}
 	if w := snap.WorkloadAt(source.Network, dst.Addr()); w != nil {
 		return target{workload: w, port: dst.Port()}, true
@@ -173,7 +173,7 @@ func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress)
 		a := g.Address.Prefix.Addr()
 		name := g.Address.Network + "/" + a.String()
 		if svc := snap.ServiceAt(g.Address.Network, a, source.Namespace); svc != nil {
-			up, ok := balance(snap, source, svc, g.HBONEPort, true, Choice{})
+			up, ok := balance(snap, source, svc, a, g.HBONEPort, true, Choice{})
 			return up, name, ok
 		}
 		w := snap.WorkloadAt(g.Address.Network, a)
@@ -181,7 +181,7 @@ func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress)
 	}
 	name := g.Namespace + "/" + g.Hostname
 	if svc := snap.Service(name); svc != nil {
-		up, ok := balance(snap, source, svc, g.HBONEPort, true, Choice{})
+		up, ok := balance(snap, source, svc, netip.Addr{}, g.HBONEPort, true, Choice{})
 		return up, name, ok
 	}
 	return target{}, name, false

@@ -88,6 +88,9 @@ func (s *CASecret) find(ctx context.Context) (string, map[string][]byte, error) 
 			return s.loaded(secret)
 		}
 	}
+	if err := s.unused(ctx); err != nil {
+		return "", nil, err
+	}
 	data, err := s.cfg.Generate()
 	if err != nil {
 		return "", nil, fmt.Errorf("make a self-signed CA: %w", err)
@@ -109,6 +112,23 @@ func (s *CASecret) find(ctx context.Context) (string, map[string][]byte, error) 
 		return "", nil, fmt.Errorf("create Secret %s/%s: %w", s.cfg.Namespace, SelfSignedSecret, err)
 	}
 	return s.loaded(secret)
+}
+
+// unused refuses to begin with a new root while another one is in use: the
+// Secret was deleted by mistake then. Replicas that still have the old key and
+// this one would sign for meshes that do not trust each other.
+func (s *CASecret) unused(ctx context.Context) error {
+	root, err := s.cfg.Client.CoreV1().ConfigMaps(s.cfg.Namespace).Get(ctx, RootConfigMap, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil
+	case err != nil:
+		return fmt.Errorf("read ConfigMap %s/%s: %w", s.cfg.Namespace, RootConfigMap, err)
+	case root.Data[RootKey] == "":
+		return nil
+	}
+	return fmt.Errorf("Secret %[1]s/%[2]s is missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore the Secret; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
+		s.cfg.Namespace, SelfSignedSecret, RootConfigMap)
 }
 
 // get is nil without an error when there is no such Secret.

@@ -231,6 +231,16 @@ func secretMissing(t *testing.T, l *lab) {
 	}
 	t.Log(l.logged(t, "ambit-controller", "", "ambit-ca-secret", "gone"))
 	k.goesOn("without the CA Secret")
+	// A replica that starts now must not begin with a key of its own.
+	controllers, err := l.client.CoreV1().Pods(system).List(t.Context(), metav1.ListOptions{LabelSelector: "app=ambit-controller"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.client.CoreV1().Pods(system).Delete(t.Context(), controllers.Items[0].Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(l.logged(t, "ambit-controller", "", "ambit-ca-secret", "restore the Secret"))
+	k.goesOn("with a replica that has no key")
 	// A new identity needs a new certificate.
 	if err := s.account("fresh"); err != nil {
 		t.Fatal(err)

@@ -28,10 +28,11 @@ type Conn struct {
 	peer          identity.ID
 	local, remote netip.AddrPort
 	serve         func(*Incoming) // server only
-	settleBy      time.Time       // when TLS, the peer's preface and its SETTINGS must have arrived
-	done          chan struct{}   // closed when the connection has failed or ended
-	running       sync.WaitGroup  // reader and spare writer
-	handlers      sync.WaitGroup  // server only
+	refused       func(netip.AddrPort, error)
+	settleBy      time.Time      // when TLS, the peer's preface and its SETTINGS must have arrived
+	done          chan struct{}  // closed when the connection has failed or ended
+	running       sync.WaitGroup // reader and spare writer
+	handlers      sync.WaitGroup // server only
 
 	bytesIn, bytesOut atomic.Uint64 // plaintext of the whole connection
 	records           atomic.Uint64 // TLS records sent

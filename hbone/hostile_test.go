@@ -5,6 +5,8 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -110,4 +112,43 @@ func (g *gate) Read(p []byte) (int, error) {
 	}
 	<-g.open
 	return g.Conn.Read(p)
+}
+
+// TestRefusedRequestsAreTold: what no handler sees is still told, once.
+func TestRefusedRequestsAreTold(t *testing.T) {
+	told := make(chan error, 10)
+	s := hbonetest.NewServer(t, hbonetest.Options{}, echo)
+	s.Hbone.OnRefused = func(_ netip.AddrPort, err error) { told <- err }
+	p := dialRaw(t, s)
+	p.start()
+	for i, tc := range []struct {
+		code  http2.ErrCode
+		block []string
+	}{
+		{http2.ErrCodeProtocol, []string{":method", "CONNECT"}},
+		{http2.ErrCodeProtocol, []string{":method", "CONNECT", ":authority", "a:1", "Upper", "case"}},
+		{http2.ErrCodeEnhanceYourCalm, []string{":method", "CONNECT", ":authority", "a:1",
+			"a", strings.Repeat("x", 9000), "b", strings.Repeat("x", 9000), "c", strings.Repeat("x", 9000), "d", strings.Repeat("x", 9000),
+			"e", strings.Repeat("x", 9000), "f", strings.Repeat("x", 9000), "g", strings.Repeat("x", 9000), "h", strings.Repeat("x", 9000)}},
+	} {
+		id := uint32(2*i + 1)
+		block := p.block(tc.block...)
+		first := min(len(block), 16384)
+		p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block[:first], EndHeaders: first == len(block)})
+		for block = block[first:]; len(block) > 0; {
+			n := min(len(block), 16384)
+			p.fr.WriteContinuation(id, n == len(block), block[:n])
+			block = block[n:]
+		}
+		p.awaitReset(id, tc.code)
+		var se *hbone.StreamError
+		if err := <-told; !errors.As(err, &se) || se.Code != tc.code {
+			t.Errorf("%d: told %v", i, err)
+		}
+	}
+	p.nc.Close()
+	s.Close()
+	if len(told) > 0 {
+		t.Errorf("told once more: %v", <-told)
+	}
 }

@@ -25,6 +25,10 @@ type Server struct {
 	// request. The error wraps *identity.VerifyError if the peer's
 	// certificate was refused.
 	OnHandshakeError func(remote netip.AddrPort, err error)
+	// OnRefused, if not nil, is told of requests that Handler does not get to
+	// see because they are malformed, have too large a header or are too many at
+	// once. The error wraps a *StreamError, and ErrFull in the last case.
+	OnRefused func(remote netip.AddrPort, err error)
 }
 
 // Serve serves one connection, which it owns, until it has ended and all
@@ -40,7 +44,7 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 		}
 		return err
 	}
-	c.serve = s.Handler
+	c.serve, c.refused = s.Handler, s.OnRefused
 	c.start()
 	stop := context.AfterFunc(ctx, c.GoAway)
 	c.running.Wait()
@@ -153,6 +157,15 @@ func (in *Incoming) Reject(status int) {
 	s.refuse(http2.ErrCodeNo, fmt.Errorf("rejected with status %d", status))
 }
 
+// refuse answers a request that no handler gets to see.
+func (r *reader) refuse(id uint32, code http2.ErrCode, why error) error {
+	if c := r.c; c.refused != nil {
+		// Not here: whoever is told may have to wait, for a log to be written.
+		c.handlers.Go(func() { c.refused(c.remote, &StreamError{Code: code, Err: why}) })
+	}
+	return r.answerReset(id, code)
+}
+
 // incoming handles the header block of a new stream.
 func (r *reader) incoming(h *block) error {
 	c := r.c
@@ -162,16 +175,20 @@ func (r *reader) incoming(h *block) error {
 	c.mu.Lock()
 	// Room for twice as many as were announced: the peer knows of the end of a
 	// stream before its handler has returned here, and may open the next.
-	full := c.err != nil || c.draining || c.active >= 2*int(c.cfg.MaxStreams)
-	if full || h.tooBig || h.request() != "" {
+	full := c.active >= 2*int(c.cfg.MaxStreams)
+	switch why := h.request(); {
+	case c.err != nil || c.draining: // the peer may repeat it elsewhere
 		c.mu.Unlock()
-		switch {
-		case full:
-			return r.answerReset(h.id, http2.ErrCodeRefusedStream)
-		case h.tooBig:
-			return r.answerReset(h.id, http2.ErrCodeEnhanceYourCalm)
-		}
-		return r.answerReset(h.id, http2.ErrCodeProtocol)
+		return r.answerReset(h.id, http2.ErrCodeRefusedStream)
+	case full:
+		c.mu.Unlock()
+		return r.refuse(h.id, http2.ErrCodeRefusedStream, fmt.Errorf("%w: %d are open", ErrFull, c.cfg.MaxStreams*2))
+	case h.tooBig:
+		c.mu.Unlock()
+		return r.refuse(h.id, http2.ErrCodeEnhanceYourCalm, fmt.Errorf("header over %d bytes", c.cfg.MaxHeaderList))
+	case why != "":
+		c.mu.Unlock()
+		return r.refuse(h.id, http2.ErrCodeProtocol, fmt.Errorf("malformed request: %s", why))
 	}
 	s := newStream(c, h.id, c.peerWindow)
 	// The slot is held until the handler has returned as well, or a peer that

@@ -65,6 +65,13 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 			}
 			deny(known)
 		},
+		OnRefused: func(_ netip.AddrPort, err error) {
+			reason := live.BadRequest
+			if errors.Is(err, hbone.ErrFull) {
+				reason = live.StreamLimit
+			}
+			deny(&live.Error{Reason: reason, Err: err})
+		},
 	}
 	// How the connection ended is told by the records of its streams.
 	_ = srv.Serve(drain, c)
@@ -94,6 +101,9 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 	src, dst := unmap(in.RemoteAddr()), unmap(in.LocalAddr())
 	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Destination)
 	fail := func(status int, err error) {
+		if ctx := in.Context(); ctx.Err() != nil && !denied(err) {
+			err = relayError(context.Cause(ctx)) // what failed, failed because the client has gone
+		}
 		in.Reject(status)
 		rec.Deny(src, dst, err)
 	}
@@ -150,6 +160,12 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 	rec.Count(counter{s})
 	rec.OnCut(s.Abort)
 	rec.End(relayError(s.Relay(conn)))
+}
+
+// denied reports whether err is policy's word.
+func denied(err error) bool {
+	var e *live.Error
+	return errors.As(err, &e) && e.Reason == live.PolicyDenied
 }
 
 func statusOf(err error) int {

@@ -49,6 +49,8 @@ const (
 	HandshakeFailed    Reason = "handshake_failed"
 
 	BadMethod          Reason = "bad_method"
+	BadRequest         Reason = "bad_request"
+	StreamLimit        Reason = "stream_limit"
 	BadAuthority       Reason = "bad_authority"
 	AddressMismatch    Reason = "address_mismatch"
 	UnknownDestination Reason = "unknown_destination"
@@ -141,6 +143,8 @@ var meanings = []Meaning{
 	{HandshakeFailed, FlagTLS, "the TLS or HTTP/2 handshake failed for another cause; the error has it"},
 
 	{BadMethod, FlagConnect, "an HBONE request was not CONNECT"},
+	{BadRequest, FlagConnect, "an HBONE request is malformed or has too large a header"},
+	{StreamLimit, FlagConnect, "the client has too many requests open on one HBONE connection"},
 	{BadAuthority, FlagConnect, "the authority of a CONNECT is not address:port or host:port"},
 	{AddressMismatch, FlagConnect, "the authority of a CONNECT names an address that is not this pod's"},
 	{UnknownDestination, FlagConnect, "the authority of a CONNECT names a service or port this pod does not have"},

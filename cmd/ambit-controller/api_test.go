@@ -112,7 +112,7 @@ func (r *running) start(t *testing.T, args ...string) {
 	t.Cleanup(r.stop)
 	eventually(t, func() error {
 		if body := r.get("/ready"); !strings.HasPrefix(body, "ready") {
-			return errors.New(body)
+			return fmt.Errorf("%s\n%s", body, r.log)
 		}
 		return nil
 	})

@@ -133,6 +133,11 @@ func (p *pod) mustCurl(t testing.TB, to, token string) string {
 func (p *pod) host() string { return strings.TrimSuffix(p.at(0), ":0") }
 
 // sent reports whether a server's answer says that p asked.
-func (p *pod) sent(answer string) bool { return strings.HasPrefix(answer, p.host()+":") }
+func (p *pod) sent(answer string) bool { return sentFrom(answer, p.addr) }
+
+func sentFrom(answer string, a netip.Addr) bool {
+	host := strings.TrimSuffix(netip.AddrPortFrom(a, 0).String(), "0")
+	return strings.HasPrefix(answer, host)
+}
 
 func (p *pod) at(port uint16) string { return netip.AddrPortFrom(p.addr, port).String() }

@@ -113,10 +113,16 @@ func (w *world) waitReady(nodes ...*node) {
 // newPod makes a pod that the mesh knows but does not capture.
 func (w *world) newPod(n *node, name string) *pod {
 	w.t.Helper()
+	return w.newPodOf(n, name, w.families)
+}
+
+// newPodOf is a pod with fewer families than its world.
+func (w *world) newPodOf(n *node, name string, families families) *pod {
+	w.t.Helper()
 	w.pods++
 	p := &pod{node: n, ns: newNS(w.t), name: name, sa: name,
 		uid: fmt.Sprintf("00000000-0000-0000-0000-%012d", w.pods)}
-	for _, f := range w.families {
+	for _, f := range families {
 		p.addr = f.pod(n.number, 10+w.pods)
 		p.addrs = append(p.addrs, p.addr)
 	}

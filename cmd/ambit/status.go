@@ -58,20 +58,21 @@ func ask(ctx context.Context, c *cluster, namespace string, wait bool) (report, 
 	defer tick.Stop()
 	for {
 		f, err := c.facts(ctx, namespace)
-		if err != nil {
-			if last != nil && ctx.Err() != nil {
-				return *last, nil
+		switch {
+		case err == nil:
+			r := judge(f)
+			if r.Healthy || !wait {
+				return r, nil
 			}
+			last = &r
+		case last == nil:
 			return report{}, err
 		}
-		r := judge(f)
-		if r.Healthy || !wait {
-			return r, nil
-		}
-		last = &r
+		// A cluster that has answered once is asked again after an error: it
+		// passes, or it is that the time is nearly up.
 		select {
 		case <-ctx.Done():
-			return r, nil
+			return *last, nil
 		case <-tick.C:
 		}
 	}

@@ -66,6 +66,8 @@ func TestSourceRules(t *testing.T) {
 			"return the error to main"},
 		{"SO_REUSEPORT", regexp.MustCompile(`\bSO_REUSEPORT\b`), []string{"cni/handoff"},
 			"a process of the same user could join the group and receive plaintext"},
+		{"a TLS key log", regexp.MustCompile(`\bKeyLogWriter\b|SSLKEYLOGFILE`), nil,
+			"whoever gets the file reads the traffic; there is no debugging worth that"},
 		{"init", regexp.MustCompile(`(?m)^func init\(\)`), []string{"e2e/..."},
 			"no effects at import"},
 	}

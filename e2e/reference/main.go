@@ -41,6 +41,7 @@ func run(root string) error {
 // settings from the environment only and has a page of its own.
 var helps = [][]string{
 	{"ambit", "status", "--help"},
+	{"ambit", "uninstall", "--help"},
 	{"ambit", "version", "--help"},
 	{"ambit-controller", "-h"},
 	{"ambit-cni-node", "-h"},

@@ -89,6 +89,8 @@ func readConfig(getenv func(string) string) *config {
 	c.HBONE.StreamWindow = uint32(number("HTTP2_STREAM_WINDOW_SIZE", 0, 31))
 	c.HBONE.ConnWindow = uint32(number("HTTP2_CONNECTION_WINDOW_SIZE", 0, 31))
 	c.HBONE.MaxFrame = uint32(number("HTTP2_FRAME_SIZE", 0, 24))
+	c.HBONE.PingInterval = duration("HTTP2_PING_INTERVAL", 10*time.Second)
+	c.HBONE.PingTimeout = duration("HTTP2_PING_TIMEOUT", 20*time.Second)
 	c.Pool.MaxStreams = int(number("POOL_MAX_STREAMS_PER_CONNECTION", 100, 31))
 	c.Pool.Idle = duration("POOL_UNUSED_RELEASE_TIMEOUT", 5*time.Minute)
 	return c

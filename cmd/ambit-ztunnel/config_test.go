@@ -25,11 +25,12 @@ func TestConfig(t *testing.T) {
 		t.Errorf("defaults: %+v", c)
 	}
 	c = readConfig(env("XDS_ADDRESS", "ctrl:15012", "ISTIO_META_CLUSTER_ID", "c2", "CLUSTER_ID", "c1", "POD_NAME", "z", "POD_NAMESPACE", "ns", "INSTANCE_IP", "10.0.0.1",
-		"TERMINATION_GRACE_PERIOD_SECONDS", "30"))
+		"TERMINATION_GRACE_PERIOD_SECONDS", "30", "HTTP2_PING_INTERVAL", "1s", "HTTP2_PING_TIMEOUT", "2s"))
 	if err := c.Validate(); err != nil {
 		t.Error(err)
 	}
-	if c.CAAddress != "ctrl:15012" || c.ClusterID != "c2" || c.nodeID() != "ztunnel~10.0.0.1~z.ns~ns.svc.cluster.local" || c.Grace != 25*time.Second {
+	if c.CAAddress != "ctrl:15012" || c.ClusterID != "c2" || c.nodeID() != "ztunnel~10.0.0.1~z.ns~ns.svc.cluster.local" || c.Grace != 25*time.Second ||
+		c.HBONE.PingInterval != time.Second || c.HBONE.PingTimeout != 2*time.Second {
 		t.Errorf("%+v", c)
 	}
 

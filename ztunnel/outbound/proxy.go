@@ -3,10 +3,12 @@ package outbound
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
@@ -172,7 +174,7 @@ func worthAnother(err error) bool {
 
 func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client netip.AddrPort) (carrier, error) {
 	if r.Kind == PassThrough || r.Kind == TCP {
-		c, err := p.tcp(ctx, r.Addr)
+		c, err := p.tcp(ctx, client.Addr(), r.Addr)
 		if err != nil {
 			return nil, &live.Error{Reason: live.DialReason(err), Err: err}
 		}
@@ -187,7 +189,7 @@ func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client 
 		SourceUID: p.cfg.Life, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ","),
 	}
 	s, err := p.cfg.Pool.Open(ctx, key, func(ctx context.Context) (*hbone.Conn, error) {
-		return p.tunnel(ctx, r.Addr, self.Identity(), r.Expect)
+		return p.tunnel(ctx, client.Addr(), r.Addr, self.Identity(), r.Expect)
 	}, request(r, self, client))
 	if err != nil {
 		return nil, openError(err, r.Authority)
@@ -195,10 +197,28 @@ func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client 
 	return tunnelled{s}, nil
 }
 
-func (p *Proxy) tcp(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error) {
+// portAttempts is how many ports are tried where the kernel has none to give.
+const portAttempts = 16
+
+// tcp connects from the pod, whose address from is. To a destination that the
+// application dialled itself, its connection and ours share the ports of the
+// pod's ip_local_port_range. Ours goes beyond that range when it is used up: the
+// application's stands already, and is not to be reset for a want of ports. Not
+// before, since there are firewalls that know the range.
+func (p *Proxy) tcp(ctx context.Context, from netip.Addr, to netip.AddrPort) (*net.TCPConn, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
 	defer cancel()
-	c, err := p.cfg.Dialer.DialTCP(ctx, netip.AddrPort{}, to, netns.SocketOptions{Mark: netns.Mark})
+	o := netns.SocketOptions{Mark: netns.Mark}
+	c, err := p.cfg.Dialer.DialTCP(ctx, netip.AddrPort{}, to, o)
+	if errors.Is(err, syscall.EADDRNOTAVAIL) && from.Is4() == to.Addr().Is4() {
+		for range portAttempts {
+			port := 1024 + rand.N(65536-1024)
+			c, err = p.cfg.Dialer.DialTCP(ctx, netip.AddrPortFrom(from, uint16(port)), to, o)
+			if !errors.Is(err, syscall.EADDRNOTAVAIL) && !errors.Is(err, syscall.EADDRINUSE) {
+				break
+			}
+		}
+	}
 	if err == nil {
 		live.KeepAlive(c)
 	}
@@ -206,7 +226,7 @@ func (p *Proxy) tcp(ctx context.Context, to netip.AddrPort) (*net.TCPConn, error
 }
 
 // tunnel makes a new HBONE connection from the pod to addr, as self.
-func (p *Proxy) tunnel(ctx context.Context, addr netip.AddrPort, self identity.ID, expect []identity.ID) (*hbone.Conn, error) {
+func (p *Proxy) tunnel(ctx context.Context, from netip.Addr, addr netip.AddrPort, self identity.ID, expect []identity.ID) (*hbone.Conn, error) {
 	if _, err := p.cfg.Source.Certificate(ctx, self); err != nil {
 		reason := live.IdentityUnavailable
 		if p.cfg.Denied(err) {
@@ -214,7 +234,7 @@ func (p *Proxy) tunnel(ctx context.Context, addr netip.AddrPort, self identity.I
 		}
 		return nil, live.Errorf(reason, "certificate of %s: %w", self, err)
 	}
-	nc, err := p.tcp(ctx, addr)
+	nc, err := p.tcp(ctx, from, addr)
 	if err != nil {
 		reason := live.DialReason(err)
 		if reason == live.ConnectTimeout {

@@ -1,0 +1,134 @@
+package netns_test
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+)
+
+// impatient restarts the ztunnels with a quick keepalive: a question every
+// 500 ms, a second for the answer.
+func (w *world) impatient(t testing.TB) {
+	t.Helper()
+	for _, n := range []*node{w.a, w.b} {
+		n.zt.kill()
+		n.zt = n.startZtunnel([]string{"HTTP2_PING_INTERVAL=500ms", "HTTP2_PING_TIMEOUT=1s"})
+	}
+	w.waitReady(w.a, w.b)
+}
+
+// Connections on which nobody says anything stay, through any number of
+// keepalives, and so do the tunnels that carry them.
+func TestIdleConnections(t *testing.T) {
+	if testing.Short() {
+		t.Skip("waits for many keepalives")
+	}
+	w := newWorld(t)
+	client, server, plain := w.newPod(w.a, "client"), w.newPod(w.b, "server"), w.newPod(w.a, "plain")
+	ext := w.outside(t)
+	server.listen(9000, echo)
+	ext.listen(9000, echo)
+	w.impatient(t)
+	w.enrol(client, server)
+	var idle []*net.TCPConn
+	idle = append(idle, hold(t, client, server.at(9000), 20)...)
+	idle = append(idle, hold(t, client, ext.at(9000), 5)...)
+	idle = append(idle, hold(t, plain, server.at(9000), 5)...)
+	opened := w.b.metric(t, "process_open_fds")
+	<-time.After(8 * time.Second)
+	for i, c := range idle {
+		if err := exchange(c, "after the silence"); err != nil {
+			t.Errorf("connection %d: %v", i, err)
+		}
+	}
+	if now := w.b.metric(t, "process_open_fds"); now > opened {
+		t.Errorf("%v descriptors, before the silence %v", now, opened)
+	}
+	for i, c := range idle {
+		c.CloseWrite()
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("end of connection %d: %v", i, err)
+		}
+	}
+	for _, n := range []*node{w.a, w.b} {
+		if failed := n.metric(t, "ambit_connections_failed_total"); failed != 0 {
+			t.Errorf("%s: %v connections failed", n.name, failed)
+		}
+	}
+}
+
+// link sets a device up, with the routes that go when it is down, or down.
+func (n *node) link(t testing.TB, name string, up bool, routes ...route) {
+	t.Helper()
+	within(t, n.ns, func() error {
+		l, err := netlink.LinkByName(name)
+		if err != nil {
+			return err
+		}
+		if !up {
+			return netlink.LinkSetDown(l)
+		}
+		if err := netlink.LinkSetUp(l); err != nil {
+			return err
+		}
+		for _, r := range routes {
+			_, dst, err := net.ParseCIDR(r.to)
+			if err != nil {
+				return err
+			}
+			if err := netlink.RouteReplace(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Gw: net.ParseIP(r.via)}); err != nil {
+				return fmt.Errorf("route %s: %w", r.to, err)
+			}
+		}
+		return nil
+	})
+}
+
+// The cable between the nodes is cut while connections are idle: nobody is
+// told anything, and still both ends learn it in the time the keepalive has,
+// with a reason. When the cable is back, so are new connections.
+func TestCableCut(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	ended := make(chan error, 1)
+	server.listen(9000, echo)
+	server.listen(9001, func(c *net.TCPConn) {
+		io.ReadFull(c, make([]byte, 5))
+		c.Write([]byte("hello"))
+		_, err := c.Read(make([]byte, 1))
+		ended <- err
+	})
+	w.impatient(t)
+	w.enrol(client, server)
+	c := client.mustDial(t, server.at(9001))
+	pingPong(t, c, "hello")
+
+	w.b.link(t, "wire0", false)
+	began := time.Now()
+	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the client read %v, not a reset", err)
+	}
+	clients := time.Since(began)
+	select {
+	case err := <-ended:
+		if !errors.Is(err, syscall.ECONNRESET) {
+			t.Errorf("the server read %v, not a reset", err)
+		}
+	case <-time.After(patience):
+		t.Fatal("the server's end of the connection lives on")
+	}
+	t.Logf("the client learned it after %s, the server after %s", clients.Round(time.Millisecond), time.Since(began).Round(time.Millisecond))
+	for _, n := range []*node{w.a, w.b} {
+		n.zt.wantLog(t, "connection complete", "dst.hbone_addr="+server.at(9001), "no answer from", `reason="tunnel_lost"`)
+	}
+
+	w.b.link(t, "wire0", true, route{"10.77.1.0/24", "192.168.77.1"})
+	again := client.mustDial(t, server.at(9000))
+	pingPong(t, again, "the cable is back")
+}

@@ -193,3 +193,28 @@ func TestPeerThatNeverReads(t *testing.T) {
 	}
 	t.Errorf("%d bytes of answers wait", c.out.staged)
 }
+
+// TestStalledHandshakeHoldsNoBuffer: anybody can begin a handshake.
+func TestStalledHandshakeHoldsNoBuffer(t *testing.T) {
+	ours, theirs := net.Pipe()
+	defer ours.Close()
+	defer theirs.Close()
+	b := newGatherConn(ours)
+	sent := []byte{22, 3, 1, 0, 4, 'a', 'b', 'c', 'd', 23, 3, 3, 0, 1, 'x'}
+	go theirs.Write(sent)
+	var got []byte
+	for len(got) < len(sent) {
+		p := make([]byte, 600)
+		n, err := b.Read(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, p[:n]...)
+		if b.buf != nil {
+			t.Fatalf("holds a buffer of %d bytes", len(b.buf))
+		}
+	}
+	if !bytes.Equal(got, sent) || b.left != 0 {
+		t.Errorf("%x, %d left", got, b.left)
+	}
+}

@@ -19,7 +19,8 @@ type gatherConn struct {
 	raw  syscall.RawConn // nil if nc has no descriptor
 	wake func()          // asks for an empty batch; set before handshaking is cleared
 
-	handshaking bool // immutable once the connection has its goroutines
+	handshaking bool   // immutable once the connection has its goroutines
+	head        []byte // of a record of the handshake, not handed over yet
 
 	// Owned by the reader. buf[r:w] has been read from the network and not been
 	// handed over; left is how much of it belongs to a record begun.
@@ -76,26 +77,41 @@ func (b *gatherConn) haveRecord() bool {
 }
 
 func (b *gatherConn) Read(p []byte) (int, error) {
-	if !b.handshaking && !b.haveRecord() {
+	if b.handshaking {
+		return b.readHandshake(p)
+	}
+	if !b.haveRecord() {
 		return 0, errNotReady
 	}
 	if b.left == 0 {
-		for b.w-b.r < 5 {
-			if err := b.fill(); err != nil {
-				return 0, err
-			}
-		}
 		b.left = b.recordLen()
-	}
-	if b.r == b.w {
-		if err := b.fill(); err != nil {
-			return 0, err
-		}
 	}
 	n := copy(p, b.buf[b.r:min(b.w, b.r+b.left)])
 	b.r += n
 	b.left -= n
 	return n, nil
+}
+
+// readHandshake reads no further than the record asked for, straight from the
+// network: handshakes that stall must not hold a buffer each.
+func (b *gatherConn) readHandshake(p []byte) (int, error) {
+	if b.left == 0 {
+		b.head = make([]byte, 5)
+		if _, err := io.ReadFull(b.nc, b.head); err != nil {
+			return 0, err
+		}
+		b.left = 5 + int(b.head[3])<<8 + int(b.head[4])
+	}
+	var n int
+	var err error
+	if len(b.head) > 0 {
+		n = copy(p, b.head)
+		b.head = b.head[n:]
+	} else {
+		n, err = b.nc.Read(p[:min(len(p), b.left)])
+	}
+	b.left -= n
+	return n, err
 }
 
 // fill reads once from the network, blocking.

@@ -237,6 +237,13 @@ func (c *cluster) facts(ctx context.Context, namespace string) (facts, error) {
 
 // installed reads what should run.
 func (c *cluster) installed(ctx context.Context, f *facts) error {
+	ns, err := c.core.Namespaces().Get(ctx, c.system, metav1.GetOptions{})
+	if err != nil && !apierrors.IsNotFound(err) {
+		return err
+	}
+	if err == nil {
+		f.Leaving = ns.Annotations[annotationUninstall]
+	}
 	d, err := c.apps.Deployments(c.system).Get(ctx, "ambit-controller", metav1.GetOptions{})
 	switch {
 	case err == nil:

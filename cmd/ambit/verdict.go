@@ -12,6 +12,7 @@ import (
 // facts are what was asked of the cluster; judge needs nothing else.
 type facts struct {
 	System     string // namespace Ambit runs in
+	Leaving    string // since when the agents are asked to release their nodes
 	Installed  map[string]expected
 	Components []component
 	Namespaces map[string]map[string]string // labels
@@ -81,6 +82,10 @@ type report struct {
 // judge turns facts into a verdict.
 func judge(f facts) report {
 	r := report{Counts: map[state]int{}, Installed: f.Installed, Components: f.Components}
+	if f.Leaving != "" {
+		r.Problems = append(r.Problems, fmt.Sprintf("an uninstall was begun at %s, no pod is captured: ambit uninstall --yes goes on, "+
+			"kubectl annotate namespace %s %s- takes it back", f.Leaving, f.System, annotationUninstall))
+	}
 	agents := map[string]component{}
 	for _, part := range parts {
 		e, ok := f.Installed[part]

@@ -87,6 +87,11 @@ func TestJudge(t *testing.T) {
 		{"captured", func() facts { return sound(pod("shop", "p", "node1", redirected)) }, true, stateCaptured, "label on the namespace"},
 		{"outside", func() facts { return sound(pod("plain", "p", "node1")) }, true, stateOutside, "neither the pod"},
 		{"leaving is not ill", func() facts { return sound(pod("plain", "p", "node1", redirected)) }, true, stateLeaving, "neither the pod"},
+		{"asked to leave", func() facts {
+			f := sound(pod("shop", "p", "node1"))
+			f.Leaving = "2026-01-01T00:00:00Z"
+			return f
+		}, false, stateMissing, "an uninstall was begun at 2026-01-01"},
 		{"refused is not ill", func() facts {
 			return sound(pod("shop", "p", "node1", func(p *corev1.Pod) { p.Spec.HostNetwork = true }))
 		}, true, stateRefused, "node's network namespace"},

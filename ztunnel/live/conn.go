@@ -188,6 +188,9 @@ func (c *Conn) End(err error) {
 	if c.ended.Swap(true) {
 		return
 	}
+	if e := c.pod.cut.Load(); e != nil && c.series == nil && err != nil {
+		err = e // whatever it was given up at
+	}
 	c.mu.Lock()
 	if c.cause != nil {
 		err = c.cause // what cut it, not what the cut looked like from inside

@@ -208,6 +208,18 @@ func gather(t *testing.T, g prometheus.Gatherer) string {
 }
 
 // Log lines are limited, metrics are not.
+// TestCutBeforeOpen: a connection that waits for its configuration when its pod
+// goes is not refused for want of configuration.
+func TestCutBeforeOpen(t *testing.T) {
+	b := newBench(t, false, "info")
+	c := b.table.Accept(b.pod, Source)
+	b.table.CutPod(b.pod, Errorf(PodRemoved, "gone"))
+	c.Deny(netip.MustParseAddrPort("10.0.0.1:1"), netip.MustParseAddrPort("10.0.0.2:2"), Errorf(UnknownWorkload, "after 5s"))
+	if l := b.lines(); len(l) != 1 || !strings.Contains(l[0], `reason="pod_removed"`) {
+		t.Errorf("log %q", l)
+	}
+}
+
 func TestLimit(t *testing.T) {
 	b := newBench(t, false, "info")
 	fail := func(r Reason) {

@@ -51,19 +51,52 @@ func NewServer(c ServerConfig) *Server {
 	return &Server{config: c, metrics: newMetrics(c.Registerer, c.Authority)}
 }
 
-// Register adds the service to g.
-func (s *Server) Register(g *grpc.Server) { pb.RegisterIstioCertificateServiceServer(g, s) }
+// Register adds the service to g, as a stream of one request and one answer.
+// On the wire that is the same; but a unary handler gets a request that has
+// been read whole, from a caller of whom nothing is known yet.
+func (s *Server) Register(g *grpc.Server) {
+	d := pb.IstioCertificateService_ServiceDesc
+	d.Methods = nil
+	d.Streams = []grpc.StreamDesc{{StreamName: "CreateCertificate", Handler: func(_ any, stream grpc.ServerStream) error {
+		caller, err := s.authenticate(stream.Context())
+		if err != nil {
+			return err
+		}
+		var r pb.IstioCertificateRequest
+		if err := stream.RecvMsg(&r); err != nil {
+			return err
+		}
+		answer, err := s.create(caller, &r)
+		if err != nil {
+			return err
+		}
+		return stream.SendMsg(answer)
+	}}}
+	g.RegisterService(&d, s)
+}
 
 // CreateCertificate signs for the caller's own identity or, for a trusted node
 // proxy, for one that has a pod on its node.
 func (s *Server) CreateCertificate(ctx context.Context, r *pb.IstioCertificateRequest) (*pb.IstioCertificateResponse, error) {
+	caller, err := s.authenticate(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return s.create(caller, r)
+}
+
+func (s *Server) authenticate(ctx context.Context) (Caller, error) {
 	s.metrics.csrs.Inc()
 	caller, err := s.config.Authenticate(ctx)
 	if err != nil {
 		s.metrics.authentication.Inc()
 		s.config.Logger.Warn("certificate refused", "reason", "authentication", "error", err)
-		return nil, status.Errorf(Code(err), "request authenticate failure: %v", err)
+		return Caller{}, status.Errorf(Code(err), "request authenticate failure: %v", err)
 	}
+	return caller, nil
+}
+
+func (s *Server) create(caller Caller, r *pb.IstioCertificateRequest) (*pb.IstioCertificateResponse, error) {
 	id, denial := s.identityFor(caller, r.GetMetadata())
 	if denial != nil {
 		s.metrics.identity.Inc()

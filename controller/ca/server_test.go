@@ -3,11 +3,16 @@ package ca
 import (
 	"context"
 	"errors"
+	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/structpb"
 	pb "istio.io/api/security/v1alpha1"
@@ -119,4 +124,42 @@ func counted(t *testing.T, reg *prometheus.Registry, name string) (sum float64) 
 		}
 	}
 	return sum
+}
+
+// A caller without a valid token learns so before a byte of its request is
+// read, and an ordinary unary client is served.
+func TestNothingIsReadOfStrangers(t *testing.T) {
+	var known atomic.Bool
+	s := NewServer(ServerConfig{Authority: newAuthority(t, time.Hour), Authenticate: func(context.Context) (Caller, error) {
+		if !known.Load() {
+			return Caller{}, errors.New("token refused")
+		}
+		return Caller{Namespace: "prod", ServiceAccount: "web"}, nil
+	}})
+	g := grpc.NewServer()
+	s.Register(g)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- g.Serve(l) }()
+	defer func() { g.Stop(); <-done }()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	stream, err := conn.NewStream(t.Context(), &grpc.StreamDesc{ClientStreams: true}, "/istio.v1.auth.IstioCertificateService/CreateCertificate")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := stream.RecvMsg(new(pb.IstioCertificateResponse)); status.Code(err) != codes.Unauthenticated { // nothing was sent
+		t.Errorf("error %v", err)
+	}
+	known.Store(true)
+	answer, err := pb.NewIstioCertificateServiceClient(conn).CreateCertificate(t.Context(), &pb.IstioCertificateRequest{Csr: string(newCSR(t))})
+	if err != nil || len(answer.GetCertChain()) != 2 {
+		t.Errorf("%d certificates, %v", len(answer.GetCertChain()), err)
+	}
 }

@@ -38,7 +38,7 @@ var layers = []layer{
 	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=5m"}, products...)},
 	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m"}, concurrent...), race: true, needs: []string{"gcc"}},
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
-	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-timeout=15m", "./e2e/netns/..."}, root: true},
+	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-p=1", "-timeout=15m", "./e2e/netns/...", "./e2e/bench/..."}, root: true},
 	{name: "api", what: "the controller with a real API server (Kubernetes is compiled once, about five minutes)",
 		prepare: lab, args: []string{"-count=1", "-timeout=10m", "-run=TestAPIMode", "./cmd/ambit-controller"}, env: labEnv, root: true, needs: labNeeds},
 	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",

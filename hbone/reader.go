@@ -207,12 +207,12 @@ func (r *reader) parseFrame(b []byte) (int, error) {
 	if err == nil {
 		err = r.control(f)
 	}
-	return n, r.frameError(f, err)
+	return n, r.frameError(err)
 }
 
 // frameError turns a Framer's or our own stream error into a RST_STREAM and
 // passes on what concerns the connection.
-func (r *reader) frameError(_ http2.Frame, err error) error {
+func (r *reader) frameError(err error) error {
 	var se http2.StreamError
 	var ce http2.ConnectionError
 	switch {

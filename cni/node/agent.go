@@ -196,8 +196,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.ready.Store(true)
 	close(a.up)
 	<-ctx.Done()
+	wg.Wait() // the loop, which takes its jobs' results, starts none after that
 	a.jobs.Wait()
-	wg.Wait()
 	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
 		return err
 	}

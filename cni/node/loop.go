@@ -89,6 +89,7 @@ type loop struct {
 	written  time.Time
 	content  enroll.Intent // as last written
 	failing  string        // why it could not be written last
+	ending   bool          // jobs fail because they were ended
 	collect  bool          // stale pins are to be removed once
 	left     bool          // asked to leave, and nothing is captured any more
 }
@@ -170,6 +171,7 @@ func (l *loop) close() {
 // drainJobs takes the results of the jobs under way when the agent ends, so
 // that the intent file is true.
 func (l *loop) drainJobs() {
+	l.ending = true
 	for _, e := range l.pods {
 		for e.busy {
 			switch ev := <-l.a.events; {
@@ -476,7 +478,7 @@ func (l *loop) finish(r *result) *entry {
 		wait := min(retryFirst<<min(e.failed-1, 10), retryMost)
 		e.retry = time.Now().Add(wait)
 		l.a.metrics.failed(r.step)
-		if e.refused != r.err.Error() {
+		if e.refused != r.err.Error() && !l.ending {
 			e.refused = r.err.Error()
 			l.a.log.Warn("pod is not as it should be", "pod", r.name, "uid", r.uid, "want", r.step.String(), "reason", r.err, "attempt", e.failed)
 		}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -202,12 +203,14 @@ func TestDrained(t *testing.T) {
 // written one after the other, but none left is.
 func TestOlderIsSaidSparingly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var alive []redirect.Socket
+		var sockets []redirect.Socket
 		var cookies []uint64
 		for i := range uint64(60) {
-			alive = append(alive, redirect.Socket{Cookie: i + 1})
+			sockets = append(sockets, redirect.Socket{Cookie: i + 1})
 			cookies = append(cookies, i+1)
 		}
+		var alive atomic.Pointer[[]redirect.Socket]
+		alive.Store(&sockets)
 		var said []int
 		fail := true
 		o := &older{log: slog.New(slog.DiscardHandler),
@@ -219,16 +222,18 @@ func TestOlderIsSaidSparingly(t *testing.T) {
 				said = append(said, n)
 				return nil
 			},
-			list: func(*netns.NS) ([]redirect.Socket, error) { return alive, nil },
+			list: func(*netns.NS) ([]redirect.Socket, error) { return *alive.Load(), nil },
 		}
 		o.track("uid", nil, cookies)
 		o.heard("uid", len(cookies))
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); _ = o.run(ctx) }()
-		for len(alive) > 0 { // one ends each second
+		for len(sockets) > 0 { // one ends each second
 			time.Sleep(time.Second)
-			alive = alive[1:]
+			rest := slices.Clone(sockets[1:])
+			sockets = rest
+			alive.Store(&rest)
 		}
 		time.Sleep(time.Minute)
 		cancel()

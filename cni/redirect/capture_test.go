@@ -1,8 +1,15 @@
 package redirect
 
 import (
+	"bufio"
+	"net"
 	"net/netip"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"github.com/ambitmesh/ambit/cni/netns"
 )
@@ -75,4 +82,45 @@ func TestInboundToAClosedPort(t *testing.T) {
 			t.Fatalf("got %q, want the dial to a closed port to fail at once", got)
 		}
 	}
+}
+
+// Link-local addresses belong to a link, so a connection to one cannot be taken
+// over lo: the application's socket is bound to its device. It goes direct.
+func TestOutboundToLinkLocalGoesDirect(t *testing.T) {
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		gateway, own := netip.MustParseAddr("fe80::1"), netip.MustParseAddr("fe80::2")
+		var index int
+		within(t, c.pod, func() error {
+			l, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			index = l.Attrs().Index
+			return addAddr(l, own)
+		})
+		within(t, c.wire, func() error {
+			l, err := netlink.LinkByName("br0")
+			if err != nil {
+				return err
+			}
+			return addAddr(l, gateway)
+		})
+		startApp(t, c.wire, "wire", at(netip.IPv6Unspecified(), 8080))
+		var conn net.Conn
+		within(t, c.pod, func() (err error) {
+			d := net.Dialer{Timeout: patience}
+			conn, err = d.Dial("tcp6", at(gateway.WithZone(strconv.Itoa(index)), 8080).String())
+			return err
+		})
+		t.Cleanup(func() { conn.Close() })
+		conn.SetDeadline(time.Now().Add(patience))
+		got := &client{conn.(*net.TCPConn), bufio.NewReader(conn)}
+		if line := got.line(t); !strings.HasPrefix(line, "wire [fe80::2") {
+			t.Fatalf("greeting %q, want the wire's", line)
+		}
+		got.ping(t, "direct")
+		// What only looks like it is captured: fec0::/10 was site-local.
+		dial(t, c.pod, at(netip.MustParseAddr("fec0::1"), 80)).expect(t, "outbound", podAddr6, at(netip.MustParseAddr("fec0::1"), 80))
+	})
 }

@@ -62,27 +62,8 @@ type kernel struct {
 // probeKernel tries things instead of looking at version numbers, because
 // distributions port features back.
 func probeKernel() (kernel, error) {
-	var errs []error
-	for _, t := range []ebpf.ProgramType{ebpf.SchedCLS, ebpf.SkLookup} {
-		if err := features.HaveProgramType(t); err != nil {
-			errs = append(errs, fmt.Errorf("program type %s: %w", t, err))
-		}
-	}
-	for _, t := range []ebpf.MapType{ebpf.SockMap, ebpf.SkStorage, ebpf.LPMTrie, ebpf.PerCPUArray} {
-		if err := features.HaveMapType(t); err != nil {
-			errs = append(errs, fmt.Errorf("map type %s: %w", t, err))
-		}
-	}
-	for _, h := range []asm.BuiltinFunc{asm.FnSkcLookupTcp, asm.FnSkAssign, asm.FnSkStorageGet, asm.FnSkFullsock, asm.FnFibLookup, asm.FnSkbLoadBytesRelative, asm.FnSkbCgroupId, asm.FnRedirect} {
-		if err := features.HaveProgramHelper(ebpf.SchedCLS, h); err != nil {
-			errs = append(errs, fmt.Errorf("helper %s for tc: %w", h, err))
-		}
-	}
-	if err := features.HaveProgramHelper(ebpf.SkLookup, asm.FnSkAssign); err != nil {
-		errs = append(errs, fmt.Errorf("helper %s for sk_lookup: %w", asm.FnSkAssign, err))
-	}
-	if len(errs) > 0 {
-		return kernel{}, errors.Join(errs...)
+	if err := missing(features.HaveProgramType, features.HaveMapType, features.HaveProgramHelper); err != nil {
+		return kernel{}, err
 	}
 	var k kernel
 	tcx, err := tryTCX()
@@ -92,6 +73,31 @@ func probeKernel() (kernel, error) {
 	k.tcx = tcx
 	k.ingressIfindex = tryIngressIfindex()
 	return k, nil
+}
+
+// missing names everything at once: whoever looks for a kernel wants the whole
+// list.
+func missing(program func(ebpf.ProgramType) error, maps func(ebpf.MapType) error, helper func(ebpf.ProgramType, asm.BuiltinFunc) error) error {
+	var errs []error
+	for _, t := range []ebpf.ProgramType{ebpf.SchedCLS, ebpf.SkLookup} {
+		if err := program(t); err != nil {
+			errs = append(errs, fmt.Errorf("program type %s: %w", t, err))
+		}
+	}
+	for _, t := range []ebpf.MapType{ebpf.SockMap, ebpf.SkStorage, ebpf.LPMTrie, ebpf.PerCPUArray} {
+		if err := maps(t); err != nil {
+			errs = append(errs, fmt.Errorf("map type %s: %w", t, err))
+		}
+	}
+	for _, h := range []asm.BuiltinFunc{asm.FnSkcLookupTcp, asm.FnSkAssign, asm.FnSkStorageGet, asm.FnSkFullsock, asm.FnFibLookup, asm.FnSkbLoadBytesRelative, asm.FnSkbCgroupId, asm.FnRedirect} {
+		if err := helper(ebpf.SchedCLS, h); err != nil {
+			errs = append(errs, fmt.Errorf("helper %s for tc: %w", h, err))
+		}
+	}
+	if err := helper(ebpf.SkLookup, asm.FnSkAssign); err != nil {
+		errs = append(errs, fmt.Errorf("helper %s for sk_lookup: %w", asm.FnSkAssign, err))
+	}
+	return errors.Join(errs...)
 }
 
 // tryTCX attaches a program that does nothing to lo of a throw-away namespace.

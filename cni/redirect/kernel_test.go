@@ -1,11 +1,16 @@
 package redirect
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+	"github.com/cilium/ebpf/features"
 	"golang.org/x/sys/unix"
 
 	"github.com/ambitmesh/ambit/cni/bpf"
@@ -46,5 +51,26 @@ func TestPinRootMustBeTheHosts(t *testing.T) {
 	}
 	if _, err := New(Options{PinRoot: root, HostRoot: host}); err == nil || !strings.Contains(err.Error(), "private") {
 		t.Errorf("a private bpffs: %v", err)
+	}
+}
+
+// TestMissingFeatures: a kernel without something is refused by name, all of it
+// at once, and the one that runs here is not.
+func TestMissingFeatures(t *testing.T) {
+	needRoot(t)
+	have := func(lacks ...asm.BuiltinFunc) error {
+		return missing(features.HaveProgramType, features.HaveMapType, func(p ebpf.ProgramType, h asm.BuiltinFunc) error {
+			if slices.Contains(lacks, h) {
+				return ebpf.ErrNotSupported
+			}
+			return features.HaveProgramHelper(p, h)
+		})
+	}
+	if err := have(); err != nil {
+		t.Errorf("this kernel: %v", err)
+	}
+	err := have(asm.FnSkbCgroupId, asm.FnFibLookup)
+	if !errors.Is(err, ebpf.ErrNotSupported) || !strings.Contains(err.Error(), "FnSkbCgroupId") || !strings.Contains(err.Error(), "FnFibLookup") {
+		t.Errorf("without two helpers: %v", err)
 	}
 }

@@ -227,7 +227,7 @@ int egress(struct __sk_buff *skb)
 		return NEXT;
 	}
 	if (p.syn) {
-		local = (s->flags & FLAG_OUTBOUND) != 0;
+		local = (s->flags & FLAG_OUTBOUND) && !to_link_local(&p);
 		count(local ? STAT_OUTBOUND_CAPTURED : STAT_OUTBOUND_DIRECT);
 	} else if (known == VERDICT_WIRE) {
 		/* Only now: connect(AF_UNSPEC) makes a new client of an old

@@ -58,7 +58,7 @@ enum verdict {
 enum stat {
 	STAT_OUTBOUND_CAPTURED,  /* a new connection of the pod */
 	STAT_OUTBOUND_DELIVERED, /* handed to the outbound listener */
-	STAT_OUTBOUND_DIRECT,    /* a new connection while capture was off */
+	STAT_OUTBOUND_DIRECT,    /* a new connection while capture was off, or to an IPv6 link-local address */
 	STAT_RETURN_LOCAL,       /* first segment of a socket towards the proxy */
 	STAT_RETURN_WIRE,        /* first segment of a socket towards the wire */
 	STAT_INBOUND_CAPTURED,

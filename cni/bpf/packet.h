@@ -203,6 +203,13 @@ static __always_inline void destination_of(const struct packet *p, struct addres
 		mapped(a, p->tuple.ipv4.daddr);
 }
 
+/* fe80::/10 (RFC 4291 2.5.6). A socket that connects there is bound to its
+ * device, and what comes in through lo does not reach it. */
+static __always_inline int to_link_local(const struct packet *p)
+{
+	return p->v6 && (p->tuple.ipv6.daddr[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 /* The helper wants a constant size. Request and TIME_WAIT sockets count. */
 static __always_inline struct bpf_sock *receiver(struct __sk_buff *skb, struct packet *p)
 {

@@ -12,9 +12,9 @@
 // device added to the pod between its appearance and the Set that Watch calls
 // for. New TCP connections over a device without an Ethernet header (tun,
 // wireguard) are dropped, not captured. Connections to IPv6 link-local addresses
-// (fe80::/10) go direct, because lo cannot answer for another device's link. Where the CNI plugin hands frames
-// straight to the pod (redirect_peer), probes are not stamped and count as any
-// other plaintext.
+// (fe80::/10) go direct, because lo cannot answer for another device's link.
+// Where the CNI plugin hands frames straight to the pod (redirect_peer), probes
+// are not stamped and count as any other plaintext.
 package redirect
 
 import (

@@ -1,11 +1,16 @@
 package inbound
 
 import (
+	"context"
 	"errors"
+	"net"
 	"net/netip"
+	"os"
 	"strings"
+	"syscall"
 	"testing"
 
+	"github.com/ambitmesh/ambit/cni/netns"
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 )
@@ -161,7 +166,7 @@ func TestSpoofedPorts(t *testing.T) {
 	s := spoofed{rand: func(uint32) uint32 { return start }}
 	want := func(port uint16) netip.AddrPort {
 		t.Helper()
-		pair, ok := s.take(client)
+		pair, ok := s.take(client, false)
 		if !ok || pair != netip.AddrPortFrom(client.Addr(), port) {
 			t.Fatalf("took %v, want port %d", pair, port)
 		}
@@ -174,37 +179,80 @@ func TestSpoofedPorts(t *testing.T) {
 	s.release(first)
 	want(1024)
 	start = quietCount - 1
-	want(65535)
+	want(32767)
 	want(1029) // around the end
-	if other, ok := s.take(netip.MustParseAddrPort("10.0.0.2:1")); !ok || other.Port() != 65535 {
+	if other, ok := s.take(netip.MustParseAddrPort("10.0.0.2:1"), false); !ok || other.Port() != 32767 {
 		t.Errorf("another client got %v", other)
 	}
 	s.release(netip.AddrPort{})
 
-	// Every one different and the client's own never. While there are others,
-	// none that the client may choose for its next connection.
+	// Every one different and the client's own never; none that the client may
+	// choose for its next connection, unless any will do.
 	s = spoofed{}
 	seen := map[netip.AddrPort]bool{client: true}
 	for range 2000 {
-		pair, ok := s.take(client)
-		if p := pair.Port(); !ok || seen[pair] || p < firstPort || firstEphemeral <= p && p <= lastEphemeral {
+		pair, ok := s.take(client, false)
+		if p := pair.Port(); !ok || seen[pair] || p < firstPort || p >= firstEphemeral {
 			t.Fatalf("took %v after %d, ok %v", pair, len(seen)-1, ok)
 		}
 		seen[pair] = true
 	}
-	for i := range uint32(quietCount) {
-		s.used[netip.AddrPortFrom(client.Addr(), quiet(i))] = 1
+	for port := firstPort; port < firstEphemeral; port++ {
+		s.used[netip.AddrPortFrom(client.Addr(), uint16(port))] = 1
 	}
-	if pair, ok := s.take(client); !ok || pair.Port() < firstEphemeral || pair.Port() > lastEphemeral {
+	if pair, ok := s.take(client, false); ok {
+		t.Errorf("took %v although none is free", pair)
+	}
+	if pair, ok := s.take(client, true); !ok || pair.Port() < firstEphemeral {
 		t.Errorf("took %v, ok %v, although only ephemeral ports are free", pair, ok)
 	}
-	for i := range uint32(ephemeralCount) {
-		s.used[netip.AddrPortFrom(client.Addr(), ephemeral(i))] = 1
+	for port := firstEphemeral; port < 65536; port++ {
+		s.used[netip.AddrPortFrom(client.Addr(), uint16(port))] = 1
 	}
-	if len(s.used) != portCount {
-		t.Errorf("%d ports, want %d", len(s.used), portCount)
-	}
-	if pair, ok := s.take(client); ok {
+	if pair, ok := s.take(client, true); ok {
 		t.Errorf("took %v although none is free", pair)
+	}
+}
+
+// waiting refuses what a namespace full of sockets in TIME_WAIT would.
+type waiting struct {
+	free  func(port uint16) bool
+	dials int
+}
+
+func (w *waiting) DialTCP(_ context.Context, local, _ netip.AddrPort, _ netns.SocketOptions) (*net.TCPConn, error) {
+	w.dials++
+	if !w.free(local.Port()) {
+		return nil, os.NewSyscallError("connect", syscall.EADDRNOTAVAIL)
+	}
+	return &net.TCPConn{}, nil
+}
+
+// A client whose short connections have left their ports waiting is served from
+// what remains, and told when nothing does.
+func TestPortsInTimeWait(t *testing.T) {
+	client, app := netip.MustParseAddrPort("10.0.0.1:50000"), netip.MustParseAddrPort("10.0.0.2:80")
+	for _, tt := range []struct {
+		name string
+		free func(uint16) bool
+		ok   bool
+	}{
+		{"nine of ten", func(p uint16) bool { return p%10 == 0 }, true},
+		{"all that clients do not choose", func(p uint16) bool { return p >= firstEphemeral }, true},
+		{"all", func(uint16) bool { return false }, false},
+	} {
+		d := &waiting{free: tt.free}
+		p := New(Config{Dialer: d})
+		_, local, err := p.dial(context.Background(), client, app)
+		if (err == nil) != tt.ok || d.dials > dialAttempts {
+			t.Errorf("%s: %v after %d dials", tt.name, err, d.dials)
+		}
+		var e *live.Error
+		if !tt.ok && (!errors.As(err, &e) || e.Reason != live.ConnectFailed || len(p.ports.used) != 0) {
+			t.Errorf("%s: %v, %d ports held", tt.name, err, len(p.ports.used))
+		}
+		if tt.ok && p.ports.used[local] != 1 {
+			t.Errorf("%s: %s is not held", tt.name, local)
+		}
 	}
 }

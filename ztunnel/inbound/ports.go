@@ -14,27 +14,14 @@ import (
 //
 // It must also differ from what the client will choose for its next plaintext
 // connection: that SYN would meet the application's socket of ours, and wait
-// until ours has ended. So the ports that clients use by themselves, Linux's
-// default ip_local_port_range, are our last choice.
+// until ours has ended. So the ports that clients choose by themselves are our
+// last choice: Linux does from 32768 on, others from 49152 on.
 const (
 	firstPort      = 1024
 	firstEphemeral = 32768
-	lastEphemeral  = 60999
+	quietCount     = firstEphemeral - firstPort
 	portCount      = 65536 - firstPort
-	ephemeralCount = lastEphemeral - firstEphemeral + 1
-	quietCount     = portCount - ephemeralCount
 )
-
-// quiet is the i-th port that clients do not choose by themselves, and
-// ephemeral the i-th that they do.
-func quiet(i uint32) uint16 {
-	if p := firstPort + i; p < firstEphemeral {
-		return uint16(p)
-	}
-	return uint16(firstPort + i + ephemeralCount)
-}
-
-func ephemeral(i uint32) uint16 { return uint16(firstEphemeral + i) }
 
 // spoofed holds the (client, port) pairs in use in one pod.
 type spoofed struct {
@@ -55,8 +42,9 @@ func (s *spoofed) hold(client netip.AddrPort) {
 }
 
 // take chooses a free port for client and holds it. The client's own port is
-// never chosen. It reports false when there is none.
-func (s *spoofed) take(client netip.AddrPort) (netip.AddrPort, bool) {
+// never chosen, and one that the client may choose next only if any will do. It
+// reports false when there is none.
+func (s *spoofed) take(client netip.AddrPort, any bool) (netip.AddrPort, bool) {
 	r := s.rand
 	if r == nil {
 		r = rand.Uint32N
@@ -66,19 +54,18 @@ func (s *spoofed) take(client netip.AddrPort) (netip.AddrPort, bool) {
 	if s.used == nil {
 		s.used = map[netip.AddrPort]int{}
 	}
-	for _, group := range []struct {
-		count uint32
-		port  func(uint32) uint16
-	}{{quietCount, quiet}, {ephemeralCount, ephemeral}} {
-		start := r(group.count)
-		for i := range group.count {
-			pair := netip.AddrPortFrom(client.Addr(), group.port((start+i)%group.count))
-			if pair.Port() == client.Port() || s.used[pair] > 0 {
-				continue
-			}
-			s.used[pair] = 1
-			return pair, true
+	count := uint32(quietCount)
+	if any {
+		count = portCount
+	}
+	start := r(count)
+	for i := range count {
+		pair := netip.AddrPortFrom(client.Addr(), uint16(firstPort+(start+i)%count))
+		if pair.Port() == client.Port() || s.used[pair] > 0 {
+			continue
 		}
+		s.used[pair] = 1
+		return pair, true
 	}
 	return netip.AddrPort{}, false
 }

@@ -146,9 +146,14 @@ func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
 	return live.Errorf(live.PolicyDenied, "connection closed due to policy rejection: %s", v.Reason)
 }
 
-// dialAttempts is how many local ports are tried: one may be taken by a
-// ztunnel that drains, or by a connection from before enrolment.
-const dialAttempts = 16
+// A local port may be taken by a ztunnel that drains, or be in TIME_WAIT for a
+// minute after a short connection. quietAttempts is how many of those are tried
+// that clients do not choose by themselves, dialAttempts how many in all: enough
+// when nine of ten are taken.
+const (
+	quietAttempts = 32
+	dialAttempts  = 160
+)
 
 // dial connects to the application with the client's address and a port of our
 // choice. The caller releases the pair.
@@ -165,8 +170,11 @@ func (p *Proxy) dial(ctx context.Context, client, app netip.AddrPort) (*net.TCPC
 		return c, netip.AddrPort{}, nil
 	}
 	var last error
-	for range dialAttempts {
-		local, ok := p.ports.take(client)
+	for i := range dialAttempts {
+		local, ok := p.ports.take(client, i >= quietAttempts)
+		if !ok && i < quietAttempts {
+			continue
+		}
 		if !ok {
 			return nil, local, live.Errorf(live.ConnectFailed, "no free source port for client %s to %s", client.Addr(), app)
 		}

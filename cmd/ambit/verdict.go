@@ -131,7 +131,7 @@ func judgePod(pod *corev1.Pod, f facts, agents map[string]component) podReport {
 	want := should == enrolled
 	got := pod.Annotations[annotationRedirection]
 	switch {
-	case want && got == "enabled":
+	case want && got == "enabled" && pod.Annotations[annotationReason] == "":
 		p.State, p.Reason = stateCaptured, why
 	case want && pod.Status.PodIP == "":
 		p.State, p.Reason = stateStarting, cmp.Or(pod.Annotations[annotationReason], agentTrouble(pod.Spec.NodeName, agents), "has no address yet")

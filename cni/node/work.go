@@ -210,7 +210,14 @@ func (j *job) enrol(ctx context.Context) error {
 		// The agent before captured it and nobody has undone that.
 		state = j.pod.Annotations[annotationRedirect]
 	}
-	return errors.Join(err, j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: state, annotationReason: err.Error()}))
+	said := map[string]string{annotationReason: err.Error()}
+	var refused *refusal
+	if errors.As(err, &refused) || j.pod.Annotations[annotationRedirect] != redirectionEnabled {
+		said[annotationRedirect] = state
+	}
+	// Otherwise "enabled" stays: a pod that peers reach by mTLS must not become
+	// one that they reach in plaintext because its agent or ztunnel is away.
+	return errors.Join(err, j.a.kube.annotate(ctx, j.pod, said))
 }
 
 func (j *job) capture(ctx context.Context) error {

@@ -200,9 +200,12 @@ func (l *lab) node(t *testing.T, name string) *kubelab.Node {
 // onNode runs a shell command on a node to success.
 func (l *lab) onNode(t *testing.T, node, script string) string {
 	t.Helper()
-	out, err := l.node(t, node).Command(t.Context(), "sh", "-c", script).CombinedOutput()
+	cmd := l.node(t, node).Command(t.Context(), "sh", "-c", script)
+	var errs bytes.Buffer
+	cmd.Stderr = &errs
+	out, err := cmd.Output()
 	if err != nil {
-		t.Fatalf("on %s: %s: %v\n%s", node, script, err, out)
+		t.Fatalf("on %s: %s: %v\n%s%s", node, script, err, out, errs.String())
 	}
 	return strings.TrimSpace(string(out))
 }
@@ -224,7 +227,7 @@ func (l *lab) kill(t *testing.T, node string, programs ...string) {
 	var pids []string
 	for _, program := range programs {
 		found := l.onNode(t, node, `for p in /proc/[0-9]*; do
-			case "$(tr '\0' ' ' <$p/cmdline 2>/dev/null)" in /usr/local/bin/`+program+`\ *) echo ${p#/proc/};; esac
+			case "$(tr '\0' ' ' <$p/cmdline)" in /usr/local/bin/`+program+`\ *) echo ${p#/proc/};; esac
 		done`)
 		if found == "" {
 			t.Fatalf("no %s runs on %s", program, node)

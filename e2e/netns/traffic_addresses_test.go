@@ -57,9 +57,13 @@ func TestHostNetwork(t *testing.T) {
 	far.serveHTTP(8080)
 	// The mesh knows a workload at the node's address. It must not lend its
 	// identity to whatever runs on the node.
-	w.control.apply(mesh.Delta{Workloads: []*mesh.Workload{{
+	api := &mesh.Service{Name: "kubernetes", Namespace: "default", Hostname: "kubernetes.default.svc.cluster.local",
+		Addresses: []mesh.NetworkAddress{{Prefix: netip.MustParsePrefix("10.96.0.1/32")}},
+		Ports:     []mesh.Port{{ServicePort: 443, TargetPort: 8088}}}
+	w.control.apply(mesh.Delta{Services: []*mesh.Service{api}, Workloads: []*mesh.Workload{{
 		UID: "test//Pod/demo/on-the-node", Name: "on-the-node", Namespace: "demo", ServiceAccount: "on-the-node",
 		Addresses: []netip.Addr{netip.MustParseAddr("192.168.77.1")}, Node: "node-a", ClusterID: "test", HostNetwork: true,
+		Services: map[string][]mesh.Port{api.Key(): nil},
 	}}})
 	w.enrol(client, near, far)
 	host := &pod{node: w.a, ns: w.a.ns, name: "on-the-node", addr: netip.MustParseAddr("192.168.77.1")}
@@ -82,6 +86,9 @@ func TestHostNetwork(t *testing.T) {
 		t.Errorf("the node sees %q, not the pod's address", body)
 	}
 	w.a.zt.wantLog(t, "connection complete", "dst.addr="+host.at(8088), `direction="outbound"`)
+	// As the API server has it: a service whose endpoints are the nodes'.
+	client.mustCurl(t, "10.96.0.1:443", "token-to-the-service-on-the-host")
+	w.a.zt.wantLog(t, "connection complete", "dst.addr="+host.at(8088), `dst.service="kubernetes.default.svc.cluster.local"`)
 }
 
 // What a pod sends to its own address never leaves it and is nobody's

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -111,6 +112,17 @@ func TestCableCut(t *testing.T) {
 
 	w.b.link(t, "wire0", false)
 	began := time.Now()
+	// One that comes while the tunnel is not known to be dead.
+	late := make(chan error, 1)
+	go func() {
+		nc, err := client.dial(server.at(9000))
+		if err == nil {
+			nc.SetDeadline(time.Now().Add(patience))
+			err = exchange(nc, "into the void")
+			nc.Close()
+		}
+		late <- err
+	}()
 	if _, err := c.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the client read %v, not a reset", err)
 	}
@@ -127,6 +139,12 @@ func TestCableCut(t *testing.T) {
 	for _, n := range []*node{w.a, w.b} {
 		n.zt.wantLog(t, "connection complete", "dst.hbone_addr="+server.at(9001), "no answer from", `reason="tunnel_lost"`)
 	}
+
+	if err := <-late; !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("a connection made meanwhile: %v, not a reset", err)
+	}
+	line := w.a.zt.wantLog(t, "connection complete", "dst.hbone_addr="+server.at(9000), "reason=")
+	t.Logf("a connection made meanwhile was given up after %s: %s", time.Since(began).Round(time.Millisecond), line[strings.Index(line, "error="):])
 
 	w.b.link(t, "wire0", true, route{"10.77.1.0/24", "192.168.77.1"})
 	again := client.mustDial(t, server.at(9000))

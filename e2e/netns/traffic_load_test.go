@@ -1,6 +1,7 @@
 package netns_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -11,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/ambitmesh/ambit/cni/netns"
 )
 
 // call is one short connection: a few bytes there and back, ended in order.
@@ -214,6 +217,56 @@ func TestPortsOfSpoofedConnections(t *testing.T) {
 	w.enrol(client, server)
 	t.Run("tunnelled", func(t *testing.T) { hold(t, client, server.at(9000), 300) })
 	t.Run("plaintext", func(t *testing.T) { hold(t, plain, server.at(9000), 300) })
+}
+
+// A plaintext client that binds the very port that ztunnel uses for another of
+// its connections has to wait for that one's end: the two would be the same
+// connection to the application. The other one is not harmed.
+func TestPlaintextClientMeetsSpoofedPort(t *testing.T) {
+	w := newWorld(t)
+	plain, server := w.newPod(w.a, "plain"), w.newPod(w.b, "server")
+	ports := make(chan int, 2)
+	server.listen(9000, func(c *net.TCPConn) {
+		ports <- c.RemoteAddr().(*net.TCPAddr).Port
+		echo(c)
+	})
+	w.enrol(server)
+	first := plain.mustDial(t, server.at(9000))
+	pingPong(t, first, "first")
+	from := netip.AddrPortFrom(plain.addr, uint16(<-ports))
+	if own := first.LocalAddr().(*net.TCPAddr).Port; own == int(from.Port()) {
+		t.Fatalf("ztunnel uses the client's own port %d", own)
+	}
+	dial := func(d time.Duration) (*net.TCPConn, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), d)
+		defer cancel()
+		return plain.ns.DialTCP(ctx, from, netip.MustParseAddrPort(server.at(9000)), netns.SocketOptions{})
+	}
+	if c, err := dial(500 * time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("the second connection: %v", err)
+		if err == nil {
+			c.Close()
+		}
+	}
+	pingPong(t, first, "still here")
+	second := make(chan error, 1)
+	go func() {
+		c, err := dial(patience)
+		if err == nil {
+			c.SetDeadline(time.Now().Add(patience))
+			err = exchange(c, "second")
+			c.Close()
+		}
+		second <- err
+	}()
+	pingPong(t, first, "for the last time")
+	first.CloseWrite()
+	if _, err := first.Read(make([]byte, 1)); err != io.EOF {
+		t.Errorf("end of the first connection: %v", err)
+	}
+	if err := <-second; err != nil {
+		t.Errorf("the second connection after the end of the first: %v", err)
+	}
 }
 
 // A pod that has run out of ports of its own is told so by the kernel when it

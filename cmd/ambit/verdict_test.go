@@ -99,6 +99,9 @@ func TestJudge(t *testing.T) {
 		{"missing with the agent's own reason", func() facts {
 			return sound(pod("shop", "p", "node1", note(annotationReason, "runtime is gVisor")))
 		}, false, stateMissing, "runtime is gVisor"},
+		{"enabled once, and in trouble now", func() facts {
+			return sound(pod("shop", "p", "node1", redirected, note(annotationReason, "no ztunnel is connected")))
+		}, false, stateMissing, "no ztunnel is connected"},
 		{"pending", func() facts { return sound(pod("shop", "p", "node1", note(annotationRedirection, "pending"))) },
 			false, stateMissing, "no ztunnel serves"},
 		{"starting is not ill", func() facts { return sound(pod("shop", "p", "node1", noAddress)) }, true, stateStarting, "no address"},

@@ -59,7 +59,7 @@ func run() error {
 		Source: o.pluginSource, BinDir: binDir.path, ConfDir: confDir.path, Entry: o.entry(), Logger: log.With("part", "install"),
 	})
 	if o.uninstall {
-		return installer.Uninstall()
+		return releaseNode(o, installer, log)
 	}
 
 	host, err := netns.Current()

@@ -70,7 +70,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.DurationVar(&o.node.DrainWait, "drain-wait", 5*time.Minute, "un-enrolment: longest time for captured connections to end; those left are cut")
 	f.DurationVar(&o.node.DriftEvery, "drift-check", 30*time.Second, "pause between two looks at every captured pod")
 	f.BoolVar(&o.check, "check", false, "check configuration, kernel and mounts, change nothing, and end")
-	f.BoolVar(&o.uninstall, "uninstall", false, "remove plugin and network configuration entry from this node, and end")
+	f.BoolVar(&o.uninstall, "uninstall", false, "take Ambit off a node where no agent runs: plugin, network configuration entry, capture; and end")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := f.Parse(args); err != nil {
 		return o, err

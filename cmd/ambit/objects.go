@@ -134,6 +134,9 @@ func (u *uninstall) deleteObjects(ctx context.Context, in installation) error {
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
+	if err := u.forgetPods(ctx, in); err != nil {
+		return err
+	}
 	// The controller would put back what it makes: it has to be gone.
 	if err := u.gone(ctx, in.objects); err != nil {
 		return err
@@ -157,6 +160,28 @@ func (u *uninstall) deleteObjects(ctx context.Context, in installation) error {
 		return nil
 	}
 	return u.gone(ctx, []object{ns})
+}
+
+// forgetPods drops the pods of nodes whose kubelet does not answer, which
+// nobody else would: everything that waits for their end would wait for ever.
+func (u *uninstall) forgetPods(ctx context.Context, in installation) error {
+	for _, node := range in.silent {
+		pods, err := u.core.Pods(u.system).List(ctx, metav1.ListOptions{
+			LabelSelector: labelPartOf + "=" + partOfAmbit, FieldSelector: "spec.nodeName=" + node})
+		if err != nil {
+			return fmt.Errorf("list pods on %s: %w", node, err)
+		}
+		now := int64(0)
+		for i := range pods.Items {
+			p := &pods.Items[i]
+			err := u.core.Pods(u.system).Delete(ctx, p.Name, metav1.DeleteOptions{GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &p.UID}})
+			if err != nil && !apierrors.IsNotFound(err) {
+				return fmt.Errorf("delete pod %s: %w", p.Name, err)
+			}
+			u.say("forgot pod %s: node %s does not answer", p.Name, node)
+		}
+	}
+	return nil
 }
 
 // deleteMade removes what the controller made: the trust anchor in every

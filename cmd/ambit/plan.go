@@ -27,6 +27,7 @@ type installation struct {
 	image          string          // the agent's
 	managedBy      string          // who says to have installed the agent
 	nodes          map[string]bool // where an agent should run: is a ready one there?
+	silent         []string        // nodes whose kubelet does not answer
 	captured       []string        // pods an agent captures, namespace/name
 	labelled       []string        // namespaces, and pods as namespace/name
 	objects        []object
@@ -146,7 +147,13 @@ func (u *uninstall) lookNodes(ctx context.Context, in *installation) error {
 		return fmt.Errorf("list nodes: %w", err)
 	}
 	for i := range nodes.Items {
-		in.nodes[nodes.Items[i].Name] = false
+		n := &nodes.Items[i]
+		in.nodes[n.Name] = false
+		for _, c := range n.Status.Conditions {
+			if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue {
+				in.silent = append(in.silent, n.Name)
+			}
+		}
 	}
 	agents, err := u.core.Pods(u.system).List(ctx, metav1.ListOptions{LabelSelector: "app=ambit-cni-node"})
 	if err != nil {

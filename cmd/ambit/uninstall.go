@@ -123,7 +123,7 @@ func (u *uninstall) run(ctx context.Context) error {
 		return fmt.Errorf("%w\nno pod is captured any more; the same command goes on where this one stopped", err)
 	}
 	for _, n := range p.skipped {
-		u.say("left: the plugin on node %s. When it is back, before pods are started on it:\n"+
+		u.say("left: Ambit on node %s. When it is back, its enrolled pods are cut off and none starts until:\n"+
 			"  kubectl debug node/%s --profile=sysadmin --image=%s -- /usr/local/bin/ambit-cni-node --uninstall", n, n, cmp.Or(in.image, "IMAGE"))
 	}
 	if u.opts.wait {

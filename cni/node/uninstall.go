@@ -11,9 +11,10 @@ import (
 const farewell = 5 * time.Second
 
 // Uninstalled reports whether Ambit is being taken away: its own namespace is
-// being deleted, or the agents were asked to leave. No agent will come after this one, and what it leaves behind
-// would keep pods waiting for somebody who never answers. Deleting only the
-// DaemonSet does not count: capture outlives the agent on purpose.
+// being deleted, or the agents were asked to leave. No agent will come after
+// this one, and what it leaves behind would keep pods waiting for somebody who
+// never answers. Deleting only the DaemonSet does not count: capture outlives
+// the agent on purpose.
 //
 // The watch that tells was authorized when it began, so it does not matter
 // that the right to ask may be deleted together with the namespace.

@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -186,7 +188,7 @@ func TestUninstall(t *testing.T) {
 	m.kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=60s")
 	m.captured(t, true)
 	m.traffic(t, "in the mesh")
-	t.Run("nothing of the controller and of ztunnel is open to others", m.closed)
+	t.Run("what is internal is closed to others", m.closed)
 
 	out, code := m.ambit(t, "uninstall")
 	if code != 1 || !strings.Contains(out, "Nothing was changed") || !strings.Contains(out, "shop/client, shop/server") ||
@@ -254,6 +256,30 @@ func (m *mesh) closed(t *testing.T) {
 			t.Errorf("GET %s: want %q, got %.300s", url, c.says, out)
 		}
 	}
+	// The sockets of every captured pod are handed out here. We are root, and
+	// in no pod.
+	n, err := m.Node("node1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := fmt.Sprintf("/proc/%d/root/run/ztunnel/ztunnel.sock", n.PID())
+	c, err := net.DialUnix("unixpacket", nil, &net.UnixAddr{Name: path, Net: "unixpacket"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := c.Read(make([]byte, 64)); !errors.Is(err, io.EOF) {
+		t.Errorf("%s: read %d bytes, %v; want to be turned away", path, got, err)
+	}
+	eventually(t, "the agent to tell of it", func() error {
+		if !strings.Contains(m.kubectl(t, "logs", "-n", system, "-l", "app=ambit-cni-node", "--tail=50"), "ztunnel turned away") {
+			return errors.New("no such line in its log")
+		}
+		return nil
+	})
 }
 
 // text is one pod of the shop.

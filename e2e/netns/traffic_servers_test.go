@@ -101,9 +101,9 @@ func TestRedis(t *testing.T) {
 		name string
 		args []string
 	}{
-		{"GET, 1 client", []string{"-t", "get", "-c", "1", "-n", "1500"}},
-		{"GET, 20 clients", []string{"-t", "get", "-c", "20", "-n", "5000"}},
-		{"SET, 20 clients, 16 at once", []string{"-t", "set", "-c", "20", "-n", "20000", "-P", "16"}},
+		{"GET, 1 client", []string{"-t", "get", "-c", "1", "-n", "6000"}},
+		{"GET, 20 clients", []string{"-t", "get", "-c", "20", "-n", "10000"}},
+		{"SET, 20 clients, 16 at once", []string{"-t", "set", "-c", "20", "-n", "100000", "-P", "16"}},
 		{"GET, a connection each", []string{"-t", "get", "-c", "10", "-n", "500", "-k", "0"}},
 	} {
 		ratio(t, b.name, 3, bench(meshed, b.args...), bench(plain, b.args...))
@@ -171,7 +171,7 @@ func TestPostgreSQL(t *testing.T) {
 		name string
 		args []string
 	}{
-		{"select, 1 client", []string{"-S", "-c", "1", "-t", "500"}},
+		{"select, 1 client", []string{"-S", "-c", "1", "-t", "1500"}},
 		{"select, 8 clients", []string{"-S", "-c", "8", "-t", "250"}},
 		{"TPC-B, 4 clients", []string{"-c", "4", "-t", "40"}},
 		{"select, a connection each", []string{"-S", "-c", "4", "-C", "-t", "10"}},

@@ -36,39 +36,44 @@ func (p *pod) listening(t testing.TB) (ports []uint16) {
 
 // ztunnel's listeners in a pod are reached by capture, not by their ports. Who
 // dials a port of theirs, from another pod or from the pod itself, is refused at
-// once; above all ztunnel does not go on to dial itself.
+// once; above all ztunnel does not go on to dial itself. That holds as well where
+// the application has the customary ports and ours are any.
 func TestListenersHaveNoWayIn(t *testing.T) {
 	w := newWorld(t)
-	client, server, plain := w.newPod(w.a, "client"), w.newPod(w.b, "server"), w.newPod(w.b, "plain")
-	w.enrol(client, server)
-	ports := server.listening(t)
-	if len(ports) < 3 {
-		t.Fatalf("listeners at %d, want outbound, inbound and HBONE", ports)
-	}
+	client, plain := w.newPod(w.a, "client"), w.newPod(w.b, "plain")
+	usual, taken := w.newPod(w.b, "usual"), w.newPod(w.b, "taken")
+	taken.listen(15001, echo)
+	taken.listen(15006, echo)
+	w.enrol(client, usual, taken)
 	dials := 0
-	for _, port := range ports {
-		var to []string
-		for _, a := range []string{server.addr.String(), "127.0.0.1"} {
-			to = append(to, net.JoinHostPort(a, fmt.Sprint(port)))
+	for _, server := range []*pod{usual, taken} {
+		ports := server.listening(t)
+		t.Logf("%s listens at %d", server.name, ports)
+		ours := 0
+		for _, port := range ports {
+			from := []*pod{client, plain, server}
+			switch {
+			case port == 15008:
+				ours++
+				from = from[:1] // that one is for everybody
+			case server == taken && (port == 15001 || port == 15006):
+				from = from[:2] // within the pod it is the application's
+			default:
+				ours++
+			}
+			for _, p := range from {
+				at := []string{server.addr.String()}
+				if p == server {
+					at = append(at, "127.0.0.1")
+				}
+				for _, a := range at {
+					dials++
+					turnedAway(t, p, net.JoinHostPort(a, fmt.Sprint(port)))
+				}
+			}
 		}
-		for _, d := range []struct {
-			from *pod
-			to   string
-		}{{client, to[0]}, {plain, to[0]}, {server, to[0]}, {server, to[1]}} {
-			if port == 15008 && d.from != client {
-				continue // that one is for everybody
-			}
-			c, err := d.from.dial(d.to)
-			if err != nil {
-				continue
-			}
-			dials++
-			c.SetDeadline(time.Now().Add(patience))
-			var n net.Error
-			if k, err := c.Read(make([]byte, 1)); k > 0 || err == nil || errors.As(err, &n) && n.Timeout() {
-				t.Errorf("%s calls %s: read %d bytes, %v", d.from.name, d.to, k, err)
-			}
-			c.Close()
+		if ours < 3 {
+			t.Errorf("%s: %d listeners of ours, want outbound, inbound and HBONE", server.name, ours)
 		}
 	}
 	eventually(t, "nothing is open", func() error {
@@ -83,7 +88,22 @@ func TestListenersHaveNoWayIn(t *testing.T) {
 	if failed := w.a.metric(t, "ambit_connections_failed_total") + w.b.metric(t, "ambit_connections_failed_total"); failed > float64(3*dials) {
 		t.Errorf("%d calls became %v connections", dials, failed)
 	}
-	if _, ok := w.b.zt.log(`direction="inbound"`, `reason="self_call"`); !ok {
-		t.Error("no refusal in the log of the server's ztunnel")
+	for _, server := range []*pod{usual, taken} {
+		w.b.zt.wantLog(t, `direction="inbound"`, "dst.addr="+server.addr.String(), `reason="self_call"`)
+	}
+}
+
+// turnedAway wants a connection that is refused or ends without a byte.
+func turnedAway(t *testing.T, p *pod, to string) {
+	t.Helper()
+	c, err := p.dial(to)
+	if err != nil {
+		return
+	}
+	defer c.Close()
+	c.SetDeadline(time.Now().Add(patience))
+	var n net.Error
+	if k, err := c.Read(make([]byte, 1)); k > 0 || err == nil || errors.As(err, &n) && n.Timeout() {
+		t.Errorf("%s calls %s: read %d bytes, %v", p.name, to, k, err)
 	}
 }

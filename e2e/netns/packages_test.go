@@ -5,6 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,9 +22,11 @@ const packageCache = "/var/cache/ambit-e2e"
 
 // unpacked gives the folder that Debian packages are unpacked in. They are not
 // installed: their services would start. Without them the test is skipped.
-func unpacked(t testing.TB, name string, packages ...string) string {
+func unpacked(t testing.TB, packages ...string) string {
 	t.Helper()
-	root := filepath.Join(packageCache, name)
+	list := fnv.New32a()
+	io.WriteString(list, strings.Join(packages, " "))
+	root := filepath.Join(packageCache, fmt.Sprintf("%s-%08x", packages[0], list.Sum32()))
 	if _, err := os.Stat(root); err == nil {
 		return root
 	}
@@ -71,6 +75,24 @@ func unpacked(t testing.TB, name string, packages ...string) string {
 	return root
 }
 
+// runnable skips the test where a library of the system's is missing.
+func runnable(t testing.TB, root string, programs ...string) {
+	t.Helper()
+	for _, name := range programs {
+		cmd := exec.Command(filepath.Join(root, name), "--version")
+		cmd.Env = environment(root)
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Skipf("%s does not run on this machine: %v: %s", name, err, bytes.TrimSpace(out))
+		}
+	}
+}
+
+// environment finds the libraries of unpacked packages.
+func environment(root string) []string {
+	libs, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu"))
+	return []string{"LD_LIBRARY_PATH=" + strings.Join(libs, ":"), "HOME=/nonexistent", "LC_ALL=C", "PGCONNECT_TIMEOUT=15"}
+}
+
 // nobody runs unpacked programs; PostgreSQL refuses root.
 const nobody = 65534
 
@@ -91,8 +113,7 @@ func nobodys(t testing.TB) string {
 // program is a command of an unpacked package, to be run in the pod as nobody.
 func (p *pod) program(ctx context.Context, root, name string, args ...string) *exec.Cmd {
 	cmd := exec.CommandContext(ctx, filepath.Join(root, name), args...)
-	libs, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu"))
-	cmd.Env = []string{"LD_LIBRARY_PATH=" + strings.Join(libs, ":"), "HOME=/nonexistent", "LC_ALL=C", "PGCONNECT_TIMEOUT=15"}
+	cmd.Env = environment(root)
 	cmd.Dir = "/"
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL,
 		Credential: &syscall.Credential{Uid: nobody, Gid: nobody, NoSetGroups: false}}

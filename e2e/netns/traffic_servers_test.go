@@ -51,7 +51,8 @@ func TestRedis(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs benchmarks")
 	}
-	root := unpacked(t, "redis", "redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+	root := unpacked(t, "redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
+	runnable(t, root, "usr/bin/redis-server", "usr/bin/redis-cli", "usr/bin/redis-benchmark")
 	w, meshed, plain := twoPairs(t)
 	for _, server := range []*pod{meshed[1], plain[1]} {
 		server.daemon(t, root, "usr/bin/redis-server", "--bind", "0.0.0.0", "--port", "6379", "--protected-mode", "no",
@@ -126,8 +127,10 @@ func TestPostgreSQL(t *testing.T) {
 	if testing.Short() {
 		t.Skip("runs benchmarks")
 	}
-	root := unpacked(t, "postgresql-15", "postgresql-15", "postgresql-client-15", "libpq5")
+	root := unpacked(t, "postgresql-15", "postgresql-client-15", "libpq5",
+		"libxml2", "libicu72", "libldap-2.5-0", "libsasl2-2", "libreadline8")
 	const bin = "usr/lib/postgresql/15/bin/"
+	runnable(t, root, bin+"postgres", bin+"initdb", bin+"psql", bin+"pgbench")
 	w, meshed, plain := twoPairs(t)
 	for _, server := range []*pod{meshed[1], plain[1]} {
 		dir := filepath.Join(nobodys(t), "data")

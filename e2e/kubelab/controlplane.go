@@ -59,7 +59,8 @@ func (c *Cluster) startControlPlane(ctx context.Context) error {
 	f := c.pki.path
 	return p.run(ctx, c.component("kube-apiserver",
 		"--etcd-servers="+client,
-		"--bind-address=0.0.0.0", "--advertise-address="+controlPlaneIP.String(), "--secure-port=6443",
+		"--bind-address="+c.opt.primary("0.0.0.0", "::"),
+		"--advertise-address="+c.opt.primary(controlPlaneIP.String(), controlPlaneIP6.String()), "--secure-port=6443",
 		"--service-cluster-ip-range="+c.opt.joined(serviceCIDR, serviceCIDR6),
 		"--authorization-mode=Node,RBAC", "--allow-privileged=true",
 		// Pod addresses and not ClusterIPs for webhooks: no kube-proxy runs here.

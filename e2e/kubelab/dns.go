@@ -16,8 +16,9 @@ func (o Options) dnsManifest() []byte {
 	if !o.DualStack {
 		return dnsManifest
 	}
+	ips := o.families(dnsIP, dnsIP6)
 	return bytes.Replace(dnsManifest, []byte("  clusterIP: "+dnsIP+"\n"),
-		[]byte("  clusterIP: "+dnsIP+"\n  ipFamilyPolicy: RequireDualStack\n  clusterIPs: [\""+dnsIP+"\", \""+dnsIP6+"\"]\n"), 1)
+		fmt.Appendf(nil, "  clusterIP: %s\n  ipFamilyPolicy: RequireDualStack\n  clusterIPs: [%q, %q]\n", ips[0], ips[0], ips[1]), 1)
 }
 
 func (c *Cluster) startDNS(ctx context.Context) error {

@@ -28,14 +28,20 @@ func nodeCIDR6(i int) netip.Prefix {
 	return netip.PrefixFrom(netip.AddrFrom16(a), 64)
 }
 
-// families writes settings that take one value per family: IPv4 first, which
-// makes it the primary family of the cluster.
+// families writes settings that take one value per family. The first is the
+// primary family: of status.podIP, of probes, of Services that ask for none.
 func (o Options) families(v4, v6 string) []string {
-	if !o.DualStack {
-		return []string{v4}
+	switch {
+	case o.IPv6First:
+		return []string{v6, v4}
+	case o.DualStack:
+		return []string{v4, v6}
 	}
-	return []string{v4, v6}
+	return []string{v4}
 }
+
+// primary is the first of families.
+func (o Options) primary(v4, v6 string) string { return o.families(v4, v6)[0] }
 
 func (o Options) joined(v4, v6 string) string { return strings.Join(o.families(v4, v6), ",") }
 

@@ -3,6 +3,7 @@ package kubelab
 import (
 	"context"
 	"net"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -10,12 +11,15 @@ import (
 
 func TestFamiliesOfOptions(t *testing.T) {
 	one, both := Options{Nodes: 2}, Options{Nodes: 2, DualStack: true}
+	first := Options{Nodes: 2, IPv6First: true}.withDefaults()
 	for name, tc := range map[string]struct{ got, want string }{
-		"pods, one family":   {strings.Join(one.podNetwork(2), " "), "10.244.2.0/24"},
-		"pods, both":         {strings.Join(both.podNetwork(2), " "), "10.244.2.0/24 fd44:0:0:2::/64"},
-		"services, both":     {both.joined(serviceCIDR, serviceCIDR6), "10.96.0.0/16,fd96::/112"},
-		"node, both":         {nodeIP6(2).String(), "fd30::c"},
-		"one: no forwarding": {one.forwarding(map[string]string{})["net/ipv6/conf/all/forwarding"], ""},
+		"pods, one family":     {strings.Join(one.podNetwork(2), " "), "10.244.2.0/24"},
+		"pods, both":           {strings.Join(both.podNetwork(2), " "), "10.244.2.0/24 fd44:0:0:2::/64"},
+		"services, both":       {both.joined(serviceCIDR, serviceCIDR6), "10.96.0.0/16,fd96::/112"},
+		"services, IPv6 first": {first.joined(serviceCIDR, serviceCIDR6), "fd96::/112,10.96.0.0/16"},
+		"pods, IPv6 first":     {strings.Join(first.podNetwork(1), " "), "fd44:0:0:1::/64 10.244.1.0/24"},
+		"node, both":           {nodeIP6(2).String(), "fd30::c"},
+		"one: no forwarding":   {one.forwarding(map[string]string{})["net/ipv6/conf/all/forwarding"], ""},
 	} {
 		if tc.got != tc.want {
 			t.Errorf("%s: %q, want %q", name, tc.got, tc.want)
@@ -38,8 +42,20 @@ func TestFamiliesOfOptions(t *testing.T) {
 }
 
 // TestDualStack: every way of IPv6 that the pods of a mesh can take.
-func TestDualStack(t *testing.T) {
-	c := start(t, Options{DNS: true, DualStack: true})
+func TestDualStack(t *testing.T) { testDualStack(t, start(t, Options{DNS: true, DualStack: true})) }
+
+// TestIPv6First: also what asks for no family is IPv6, the API server included.
+func TestIPv6First(t *testing.T) {
+	c := start(t, Options{DNS: true, IPv6First: true})
+	testDualStack(t, c)
+	if ip := kubectl(t, c, "", "get", "pod", "one", "-o", "jsonpath={.status.podIP}"); !strings.Contains(ip, ":") {
+		t.Errorf("status.podIP is %s", ip)
+	}
+	api := kubectl(t, c, "", "get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
+	kubectl(t, c, "", "exec", "two", "--", "testapp", "connect", "-timeout=5s", net.JoinHostPort(api, "443"))
+}
+
+func testDualStack(t *testing.T, c *Cluster) {
 	both := func(name, node string) string {
 		return strings.Replace(podManifest(name, node, "kubelab.local/app:1"), "spec: {selector", "spec: {ipFamilyPolicy: RequireDualStack, selector", 1)
 	}
@@ -54,19 +70,20 @@ spec: {ipFamilies: [IPv6], selector: {app: two}, ports: [{port: 80, targetPort: 
 	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s")
 	address := func(pod string) string {
 		ips := strings.Fields(kubectl(t, c, "", "get", "pod", pod, "-o", "jsonpath={.status.podIPs[*].ip}"))
-		if len(ips) != 2 || !strings.Contains(ips[1], ":") {
+		i := slices.IndexFunc(ips, func(ip string) bool { return strings.Contains(ip, ":") })
+		if len(ips) != 2 || i < 0 {
 			t.Fatalf("addresses of %s: %v", pod, ips)
 		}
-		return ips[1]
+		return ips[i]
 	}
 	one, two := address("one"), address("two")
 	clusterIP := func(service string) string {
 		ips := strings.Fields(kubectl(t, c, "", "get", "service", service, "-o", "jsonpath={.spec.clusterIPs[*]}"))
-		ip := ips[len(ips)-1]
-		if !strings.Contains(ip, ":") {
+		i := slices.IndexFunc(ips, func(ip string) bool { return strings.Contains(ip, ":") })
+		if i < 0 {
 			t.Fatalf("addresses of service %s: %v", service, ips)
 		}
-		return ip
+		return ips[i]
 	}
 	for name, to := range map[string]string{
 		"pod address":            net.JoinHostPort(two, "8080"),

@@ -37,7 +37,8 @@ type Options struct {
 	State       string // default /var/tmp/kubelab/<name>
 	Cache       string // folder of the compiled binaries; default: DefaultCache
 	Nodes       int    // default 2
-	DualStack   bool   // IPv6 beside IPv4, which stays the primary family
+	DualStack   bool   // IPv6 beside IPv4
+	IPv6First   bool   // IPv6 is the primary family of a dual-stack cluster
 	APIOnly     bool   // etcd and the API server, nothing else
 	DNS         bool   // CoreDNS as kube-dns, waited for
 	ShortTimers bool   // a cut node is NotReady after about 12 s and not 50 s
@@ -61,6 +62,7 @@ func (o Options) withDefaults() Options {
 	if o.Cache == "" {
 		o.Cache = DefaultCache("", "")
 	}
+	o.DualStack = o.DualStack || o.IPv6First
 	if o.APIOnly {
 		o.Nodes, o.DNS = 0, false
 	} else if o.Nodes == 0 {

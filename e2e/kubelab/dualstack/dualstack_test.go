@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 )
 
 //go:embed app.yaml
@@ -144,5 +145,16 @@ func late(t *testing.T, l *lab, server string) {
 	if out, err := l.get("shop", "client", net.JoinHostPort(server, "8080"), token("meshed")); err != nil {
 		t.Errorf("the meshed client: %s", out)
 	}
+	// Probes come over IPv6 here, and are not plaintext of a stranger. One that
+	// failed would show within two periods of a second.
+	began := time.Now()
+	until(t, "probes of five seconds", func() (string, bool) {
+		ready := l.run(t, "kubectl", "get", "pod", "-n", "shop", "server", "near", "-o",
+			`jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
+		if ready != "True True" {
+			t.Errorf("under STRICT, readiness of the servers: %s", ready)
+		}
+		return ready, time.Since(began) > 5*time.Second || ready != "True True"
+	})
 	l.run(t, "kubectl", "delete", "peerauthentication", "-n", "shop", "default")
 }

@@ -75,7 +75,7 @@ func start(t *testing.T) *lab {
 	l.run(t, "go", "build", "-trimpath", "-o", l.cli, "./cmd/ambit")
 	name := fmt.Sprintf("dualstack-%d", os.Getpid())
 	l.cluster, err = kubelab.Start(t.Context(), kubelab.Options{
-		Name: name, Cache: cache, Nodes: 2, DNS: true, DualStack: true, Images: []string{image}, Logger: slog.New(slog.DiscardHandler),
+		Name: name, Cache: cache, Nodes: 2, DNS: true, IPv6First: true, Images: []string{image}, Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -186,14 +186,14 @@ func (l *lab) refused(t *testing.T, what, namespace, pod, to string) {
 	})
 }
 
-// addresses are those of a pod, IPv4 first.
+// addresses are those of a pod. The cluster's first family is IPv6.
 func (l *lab) addresses(t *testing.T, namespace, pod string) (v4, v6 string) {
 	t.Helper()
 	ips := strings.Fields(l.run(t, "kubectl", "get", "pod", "-n", namespace, pod, "-o", "jsonpath={.status.podIPs[*].ip}"))
-	if len(ips) != 2 || strings.Contains(ips[0], ":") || !strings.Contains(ips[1], ":") {
+	if len(ips) != 2 || strings.Contains(ips[1], ":") || !strings.Contains(ips[0], ":") {
 		t.Fatalf("addresses of %s: %v", pod, ips)
 	}
-	return ips[0], ips[1]
+	return ips[1], ips[0]
 }
 
 // vip is a Service's IPv6 address with its port.

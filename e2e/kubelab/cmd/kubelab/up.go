@@ -61,7 +61,7 @@ func findSource() (string, error) {
 type upFlags struct {
 	nodes                int
 	apiOnly, dns, timers bool
-	dual                 bool
+	dual, six            bool
 	proxy                string
 	images               []string
 }
@@ -71,6 +71,7 @@ func (f *upFlags) register(s *flag.FlagSet) {
 	s.BoolVar(&f.apiOnly, "api-only", false, "etcd and the API server, nothing else")
 	s.BoolVar(&f.dns, "dns", true, "run CoreDNS and wait for it")
 	s.BoolVar(&f.dual, "dual-stack", false, "IPv6 beside IPv4 for nodes, pods and services")
+	s.BoolVar(&f.six, "ipv6-first", false, "dual-stack with IPv6 as the primary family")
 	s.BoolVar(&f.timers, "short-timers", false, "a cut node is NotReady after 12 s")
 	s.StringVar(&f.proxy, "proxy", "nftables", "mode of kube-proxy: nftables or iptables")
 	s.Func("image", "image tar for every node (may be given again)", func(v string) error {
@@ -110,7 +111,7 @@ func (f *upFlags) run(ctx context.Context, t target, _ []string) error {
 	args := []string{"supervise", "--name", t.name, "--state", t.state, "--cache", filepath.Dir(t.cache),
 		"--nodes", fmt.Sprint(f.nodes), "--proxy", f.proxy,
 		fmt.Sprintf("--api-only=%t", f.apiOnly), fmt.Sprintf("--dns=%t", f.dns), fmt.Sprintf("--short-timers=%t", f.timers),
-		fmt.Sprintf("--dual-stack=%t", f.dual)}
+		fmt.Sprintf("--dual-stack=%t", f.dual), fmt.Sprintf("--ipv6-first=%t", f.six)}
 	for _, i := range f.images {
 		args = append(args, "--image", i)
 	}
@@ -155,7 +156,7 @@ func (f *upFlags) supervise(ctx context.Context, t target, _ []string) error {
 	enc := json.NewEncoder(report)
 	c, err := kubelab.Start(ctx, kubelab.Options{
 		Name: t.name, State: t.state, Cache: t.cache,
-		Nodes: f.nodes, DualStack: f.dual, APIOnly: f.apiOnly, DNS: f.dns, ShortTimers: f.timers, ProxyMode: f.proxy, Images: f.images,
+		Nodes: f.nodes, DualStack: f.dual, IPv6First: f.six, APIOnly: f.apiOnly, DNS: f.dns, ShortTimers: f.timers, ProxyMode: f.proxy, Images: f.images,
 		Logger: slog.New(lines{func(s string) { _ = enc.Encode(event{Line: s}) }}),
 	})
 	if err != nil {

@@ -3,6 +3,7 @@ package node
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -245,7 +246,7 @@ func (b *bench) sandbox(id string) *box {
 			inner = netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: "eth0", PeerNamespace: netlink.NsFd(fd)})
 		})
 		if err != nil || inner != nil {
-			return fmt.Errorf("%v %v", err, inner)
+			return errors.Join(err, inner)
 		}
 		return b.device(name, gw, x.addr.String()+"/32")
 	}))

@@ -127,7 +127,7 @@ func (s *CASecret) unused(ctx context.Context) error {
 	case root.Data[RootKey] == "":
 		return nil
 	}
-	return fmt.Errorf("Secret %[1]s/%[2]s is missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore the Secret; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
+	return fmt.Errorf("secret %[1]s/%[2]s is missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore the Secret; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
 		s.cfg.Namespace, SelfSignedSecret, RootConfigMap)
 }
 

@@ -37,8 +37,8 @@ func acceptBare(fd int, originalDst bool) error {
 			_, err = unix.Getsockname(c)
 		}
 		for err == nil {
-			var n int
-			if n, err = unix.Read(c, buf); n <= 0 {
+			n, _ := unix.Read(c, buf)
+			if n <= 0 {
 				break // the end, or the client's RST
 			}
 			_, err = unix.Write(c, buf[:n])

@@ -17,11 +17,13 @@ const (
 	smallFrame = 4096
 	// chunkSize is the unit a backlog grows by.
 	chunkSize = 16 << 10
+	// frameBufSize is what a queued buffer takes, however little is in it.
+	frameBufSize = frameHeaderLen + maxPayload
 )
 
 // frameBuf holds one DATA frame (header and payload), or several small frames.
 type frameBuf struct {
-	b     [frameHeaderLen + maxPayload]byte
+	b     [frameBufSize]byte
 	owner *Stream // whose queue allowance the buffer counts against while queued; nil: nobody's
 }
 
@@ -42,6 +44,7 @@ type chunk struct {
 type backlog struct {
 	head, tail *chunk
 	n          int
+	budget     *Budget // what chunks are taken from; may be nil
 }
 
 func (q *backlog) append(p []byte) {
@@ -49,6 +52,7 @@ func (q *backlog) append(p []byte) {
 	for len(p) > 0 {
 		if q.tail == nil || q.tail.w == chunkSize {
 			c := chunks.Get().(*chunk)
+			q.budget.add(chunkSize)
 			c.next, c.r, c.w = nil, 0, 0
 			if q.tail == nil {
 				q.head = c
@@ -85,6 +89,7 @@ func (q *backlog) drop(n int) {
 			q.tail = nil
 		}
 		c.next = nil
+		q.budget.add(-chunkSize)
 		chunks.Put(c)
 	}
 }

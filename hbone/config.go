@@ -11,7 +11,10 @@ type Config struct {
 	// least 65 535 (what HTTP/2 gives a peer before it has read our SETTINGS).
 	// StreamWindow also bounds what a stalled reader makes us hold.
 	StreamWindow uint32 // 4 MiB
-	ConnWindow   uint32 // 16 MiB
+	// FirstWindow is the window a stream begins with. It grows to StreamWindow as
+	// long as the application takes what comes.
+	FirstWindow uint32 // 256 KiB
+	ConnWindow  uint32 // 16 MiB
 	// MaxFrame is the largest frame we accept. What we send never exceeds
 	// 60 000 bytes of payload nor the peer's own limit.
 	MaxFrame uint32 // 1 MiB
@@ -27,6 +30,8 @@ type Config struct {
 	PingTimeout  time.Duration // 20 s
 	// HandshakeTimeout covers TLS, preface and first SETTINGS together.
 	HandshakeTimeout time.Duration // 10 s
+	// Budget, shared by many connections, bounds what they hold together; nil: nothing does.
+	Budget *Budget
 }
 
 const (
@@ -50,6 +55,8 @@ func (cfg Config) filled(client bool) Config {
 		streams, headers = 100, 16384
 	}
 	def(&cfg.StreamWindow, defaultWindow, minWindow, maxWindow)
+	def(&cfg.FirstWindow, 256<<10, minWindow, maxWindow)
+	cfg.FirstWindow = min(cfg.FirstWindow, cfg.StreamWindow)
 	def(&cfg.ConnWindow, 4*defaultWindow, minWindow, maxWindow)
 	def(&cfg.MaxFrame, 1<<20, minFrame, maxFrame)
 	def(&cfg.MaxStreams, streams, 1, maxWindow)

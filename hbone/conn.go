@@ -34,6 +34,7 @@ type Conn struct {
 	running       sync.WaitGroup // reader and spare writer
 	handlers      sync.WaitGroup // server only
 
+	queued            atomic.Int64  // memory of the data buffers in the queue or being written
 	bytesIn, bytesOut atomic.Uint64 // plaintext of the whole connection
 	records           atomic.Uint64 // TLS records sent
 
@@ -135,6 +136,7 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 
 // start queues our preface and sets the connection's goroutines going.
 func (c *Conn) start() {
+	c.cfg.Budget.join(c)
 	c.out.preface()
 	c.startPing()
 	c.running.Add(2)
@@ -149,6 +151,7 @@ func (c *Conn) run() {
 	err := c.in.loop()
 	c.fail(err)
 	<-c.out.finished
+	c.cfg.Budget.leave(c)
 	c.mu.Lock()
 	patience := c.patience
 	c.mu.Unlock()
@@ -406,6 +409,24 @@ func (c *Conn) lastGoAway() {
 		return
 	}
 	c.out.goAway(id, http2.ErrCodeNo, "")
+}
+
+// unqueue notes that n data buffers have left the queue, and wakes streams that
+// found it full.
+func (c *Conn) unqueue(n int) {
+	if n == 0 {
+		return
+	}
+	size := int64(n) * frameBufSize
+	c.cfg.Budget.add(-size)
+	if left := c.queued.Add(-size); left >= maxConnQueue || left+size < maxConnQueue {
+		return
+	}
+	c.mu.Lock()
+	waiters := c.sendWaiters
+	c.sendWaiters = nil
+	c.mu.Unlock()
+	wakeSenders(waiters)
 }
 
 func (c *Conn) stream(id uint32) *Stream {

@@ -427,7 +427,7 @@ func TestServerSettings(t *testing.T) {
 	p.start()
 	f := p.await("SETTINGS", func(f http2.Frame) bool { return f.Header().Type == http2.FrameSettings }).(*http2.SettingsFrame)
 	for id, want := range map[http2.SettingID]uint32{
-		http2.SettingInitialWindowSize: 4 << 20, http2.SettingMaxFrameSize: 1 << 20,
+		http2.SettingInitialWindowSize: 256 << 10, http2.SettingMaxFrameSize: 1 << 20,
 		http2.SettingMaxHeaderListSize: 65536, http2.SettingMaxConcurrentStreams: 200,
 	} {
 		if v, ok := f.Value(id); !ok || v != want {

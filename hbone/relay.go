@@ -274,6 +274,14 @@ func (rel *relay) write(pieces [][]byte) (int, error) {
 	return rel.writeN, err
 }
 
+// unsent is how many bytes the kernel holds that the application's end has no
+// room for. A socket takes some MB that nobody reads.
+func (rel *relay) unsent() int {
+	n := 0
+	_ = rel.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.SIOCOUTQ) })
+	return n
+}
+
 func (rel *relay) writeFD(fd uintptr) bool {
 	for {
 		var n int
@@ -309,7 +317,7 @@ func (s *Stream) drain(rel *relay) {
 	r.mu.Lock()
 	for r.backlog.n > 0 && r.err == nil {
 		q := r.backlog // what arrives meanwhile queues behind it, as draining is set
-		r.backlog = backlog{}
+		r.backlog = backlog{budget: q.budget}
 		r.mu.Unlock()
 
 		var err error
@@ -339,6 +347,7 @@ func (s *Stream) drain(rel *relay) {
 		r.mu.Lock()
 	}
 	rel.draining = false
+	s.unlistLocked()
 	if r.eof && r.err == nil {
 		s.passEndLocked()
 	}

@@ -236,7 +236,7 @@ func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestStalledReaderCatchesUp drains a backlog and checks every byte.
 func TestStalledReaderCatchesUp(t *testing.T) {
-	ts := newTunnels(t, hbonetest.Options{})
+	ts := newTunnels(t, hbonetest.Options{Server: hbone.Config{FirstWindow: 4 << 20}})
 	tn := ts.open()
 	sum := make(chan string, 1)
 	go func() {

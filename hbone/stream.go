@@ -49,6 +49,7 @@ type recvHalf struct {
 	mu       sync.Mutex
 	changed  sync.Cond
 	backlog  backlog
+	window   int  // what the peer may have sent and the application not have, at most
 	credit   int  // bytes the application has and the peer was not told of
 	eof      bool // END_STREAM received
 	err      error
@@ -57,6 +58,7 @@ type recvHalf struct {
 	status   int
 	header   []Header
 	relay    *relay // set by Relay
+	listed   bool   // with the budget, for having a backlog
 }
 
 const (
@@ -80,7 +82,9 @@ func newStream(c *Conn, id uint32, window int64) *Stream {
 	s.send.changed.L = &s.send.mu
 	s.recv.changed.L = &s.recv.mu
 	s.send.window = window
-	s.recvWindow.Store(int64(c.cfg.StreamWindow))
+	s.recv.backlog.budget = c.cfg.Budget
+	s.recv.window = int(c.cfg.FirstWindow)
+	s.recvWindow.Store(int64(c.cfg.FirstWindow))
 	s.refs.Store(1)
 	return s
 }
@@ -117,6 +121,7 @@ func (s *Stream) end(err error, force bool) {
 		r.err = err
 		s.held.Add(int64(-r.backlog.n))
 		r.backlog.clear()
+		s.unlistLocked()
 	}
 	r.changed.Broadcast()
 	r.mu.Unlock()
@@ -233,17 +238,19 @@ func (s *Stream) deliver(pieces [][]byte, n int) {
 			s.localReset("write", err)
 			return
 		}
-		c := s.consumedLocked(k)
 		if k < n {
 			pieces = skip(pieces, k)
 			s.holdLocked(pieces)
 		}
+		c := s.consumedLocked(k)
 		r.mu.Unlock()
 		s.giveCredit(c)
+		s.c.cfg.Budget.enforce()
 		return
 	}
 	s.holdLocked(pieces)
 	r.mu.Unlock()
+	s.c.cfg.Budget.enforce()
 }
 
 func (s *Stream) holdLocked(pieces [][]byte) {
@@ -252,10 +259,22 @@ func (s *Stream) holdLocked(pieces [][]byte) {
 		s.held.Add(int64(len(p)))
 		r.backlog.append(p)
 	}
+	if !r.listed {
+		r.listed = true
+		s.c.cfg.Budget.list(s, true)
+	}
 	if r.relay != nil {
 		s.startDrainLocked()
 	} else {
 		r.changed.Broadcast()
+	}
+}
+
+// unlistLocked tells the budget when nothing is held any more.
+func (s *Stream) unlistLocked() {
+	if r := &s.recv; r.listed && s.held.Load() == 0 {
+		r.listed = false
+		s.c.cfg.Budget.list(s, false)
 	}
 }
 
@@ -274,12 +293,30 @@ func skip(pieces [][]byte, n int) [][]byte {
 func (s *Stream) consumedLocked(n int) int {
 	r := &s.recv
 	r.credit += n
-	if r.credit < int(s.c.cfg.StreamWindow)/4 || r.eof {
+	if r.credit < r.window/4 || r.eof {
 		return 0
 	}
 	c := r.credit
 	r.credit = 0
-	return c
+	return c + s.resizeLocked(c)
+}
+
+// resizeLocked makes the stream's window larger for an application that takes
+// what comes, and smaller for one that does not while memory is tight. It returns how
+// much more than c, or less, the peer is to get.
+func (s *Stream) resizeLocked(c int) int {
+	r := &s.recv
+	change := 0
+	switch {
+	case s.c.cfg.Budget.tight():
+		if s.held.Load() > 0 {
+			change = -max(0, min(c, r.window/2, r.window-minWindow))
+		}
+	case r.window < int(s.c.cfg.StreamWindow) && s.held.Load() == 0 && (r.relay == nil || r.relay.unsent() <= c/2):
+		change = min(r.window, int(s.c.cfg.StreamWindow)-r.window)
+	}
+	r.window += change
+	return change
 }
 
 func (s *Stream) giveCredit(n int) {
@@ -403,6 +440,9 @@ func (s *Stream) reserveLocked(n int64) int {
 	c := s.c
 	c.mu.Lock()
 	n = min(n, c.sendWindow, c.peerFrame)
+	if c.queued.Load() >= maxConnQueue {
+		n = 0
+	}
 	if n > 0 {
 		c.sendWindow -= n
 	} else if n = 0; !s.send.queuedIn {
@@ -452,6 +492,7 @@ func (s *Stream) Read(p []byte) (int, error) {
 		if r.backlog.n > 0 || len(p) == 0 {
 			n := r.backlog.read(p)
 			s.held.Add(int64(-n))
+			s.unlistLocked()
 			c := s.consumedLocked(n)
 			r.mu.Unlock()
 			s.giveCredit(c)

@@ -3,6 +3,8 @@ package hbone
 import (
 	"encoding/binary"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"golang.org/x/net/http2"
 )
@@ -15,6 +17,7 @@ import (
 // never read.
 type writer struct {
 	c        *Conn
+	since    atomic.Int64  // Unix nanoseconds when the round under way began; 0: none is
 	wakeup   chan struct{} // hands the writer role to the spare writer
 	finished chan struct{} // closed when the spare writer has ended
 
@@ -45,6 +48,10 @@ const (
 	// maxQueued is how many data buffers of one stream may be in the queue. Two
 	// keep the connection busy while one is read; more would only be memory.
 	maxQueued = 2
+	// maxConnQueue is how much memory the data buffers of all streams of one
+	// connection may take in its queue: what a peer that does not read makes us
+	// hold. A round of writing is no faster for being longer.
+	maxConnQueue = 2 << 20
 	// maxStaged is how many bytes of small frames are held by copy before
 	// they too count against maxQueued.
 	maxStaged = 128 << 10
@@ -124,25 +131,35 @@ func (w *writer) roundLocked() {
 		n += e.n
 		records += (e.n + maxPlaintext - 1) / maxPlaintext
 	}
+	w.since.Store(time.Now().UnixNano())
 	err := w.c.rec.Write(bufs)
+	w.since.Store(0)
 	clear(bufs)
 	w.bufs = bufs
 	w.c.bytesOut.Add(uint64(n))
 	w.c.records.Add(uint64(records))
-	for i, e := range q {
-		if s := e.buf.owner; s != nil {
-			e.buf.owner = nil
-			s.sentOne()
-		}
-		frameBufs.Put(e.buf)
-		q[i] = outFrame{}
-	}
+	w.release(q)
 	if err != nil {
 		w.c.fail(&ConnError{Op: "write", Err: err})
 	}
 	w.mu.Lock()
 	w.staged -= staged
 	w.spare = q[:0]
+}
+
+// release gives back the buffers of q.
+func (w *writer) release(q []outFrame) {
+	taken := 0
+	for i, e := range q {
+		if s := e.buf.owner; s != nil {
+			e.buf.owner = nil
+			s.sentOne()
+			taken++
+		}
+		frameBufs.Put(e.buf)
+		q[i] = outFrame{}
+	}
+	w.c.unqueue(taken)
 }
 
 // run is the spare writer goroutine.
@@ -156,7 +173,10 @@ func (w *writer) run() {
 		}
 		if w.closing {
 			bye := w.bye
+			left := w.queue
+			w.queue, w.staging = nil, false
 			w.mu.Unlock() // writing stays set: nobody writes any more
+			w.release(left)
 			if bye {
 				_ = w.c.rec.CloseWrite()
 			}
@@ -196,7 +216,7 @@ func (w *writer) preface() {
 	cfg := &w.c.cfg
 	w.mu.Lock()
 	settings := []http2.Setting{
-		{ID: http2.SettingInitialWindowSize, Val: cfg.StreamWindow},
+		{ID: http2.SettingInitialWindowSize, Val: cfg.FirstWindow},
 		{ID: http2.SettingMaxFrameSize, Val: cfg.MaxFrame},
 		{ID: http2.SettingMaxHeaderListSize, Val: cfg.MaxHeaderList},
 	}
@@ -229,9 +249,12 @@ func (w *writer) data(s *Stream, buf *frameBuf, n int) (kept bool) {
 	}
 	buf.owner = s
 	s.queued.Add(1)
+	w.c.queued.Add(frameBufSize)
+	w.c.cfg.Budget.add(frameBufSize)
 	w.queue = append(w.queue, outFrame{buf, n})
 	w.staging = false
 	w.kick(true)
+	w.c.cfg.Budget.enforce()
 	return true
 }
 

@@ -28,6 +28,7 @@ type config struct {
 	AdminAddr, StatsAddr, ReadyAddr   string
 	LogFormat, LogLevel               string
 	HBONE                             hbone.Config
+	BacklogLimit                      int64 // bytes; 0: a quarter of the memory limit
 	Pool                              pool.Config
 
 	problems []error // values that could not be read at all
@@ -89,6 +90,7 @@ func readConfig(getenv func(string) string) *config {
 	c.HBONE.StreamWindow = uint32(number("HTTP2_STREAM_WINDOW_SIZE", 0, 31))
 	c.HBONE.ConnWindow = uint32(number("HTTP2_CONNECTION_WINDOW_SIZE", 0, 31))
 	c.HBONE.MaxFrame = uint32(number("HTTP2_FRAME_SIZE", 0, 24))
+	c.BacklogLimit = int64(number("AMBIT_BACKLOG_LIMIT", 0, 62))
 	c.HBONE.PingInterval = duration("HTTP2_PING_INTERVAL", 10*time.Second)
 	c.HBONE.PingTimeout = duration("HTTP2_PING_TIMEOUT", 20*time.Second)
 	c.Pool.MaxStreams = int(number("POOL_MAX_STREAMS_PER_CONNECTION", 100, 31))

@@ -16,6 +16,7 @@ import (
 	ca "github.com/ambitmesh/ambit/controller/ca/client"
 	"github.com/ambitmesh/ambit/controller/mesh"
 	xds "github.com/ambitmesh/ambit/controller/xds/client"
+	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/ztunnel"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/prometheus/client_golang/prometheus"
@@ -71,6 +72,7 @@ func run(cfg *config) error {
 	if err := harden(); err != nil {
 		log.Warn("process limits", "err", err)
 	}
+	cfg.HBONE.Budget = hbone.NewBudget(backlogLimit(cfg.BacklogLimit, debug.SetMemoryLimit(-1)))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once

@@ -46,6 +46,22 @@ func harden() error {
 	return errors.Join(errs...)
 }
 
+// defaultBacklog is what connections may hold where there is no memory limit
+// to take a share of.
+const defaultBacklog = 256 << 20
+
+// backlogLimit is how many bytes connections may hold for those who do not read:
+// what was set, or a quarter of the memory limit.
+func backlogLimit(set, memory int64) int64 {
+	switch {
+	case set > 0:
+		return set
+	case memory <= 0 || memory >= 1<<60: // the runtime's word for none is the largest number
+		return defaultBacklog
+	}
+	return memory / 4
+}
+
 // memoryLimit is the container's, by cgroup v2 and else v1.
 func memoryLimit(read func(string) ([]byte, error)) (int64, bool) {
 	for _, path := range []string{"/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"} {

@@ -55,3 +55,15 @@ func TestAdminIsForLoopback(t *testing.T) {
 		}
 	}
 }
+
+func TestBacklogLimit(t *testing.T) {
+	for _, tc := range []struct{ set, memory, want int64 }{
+		{0, 512 << 20, 128 << 20},
+		{64 << 20, 512 << 20, 64 << 20},
+		{0, 1<<63 - 1, defaultBacklog},
+	} {
+		if n := backlogLimit(tc.set, tc.memory); n != tc.want {
+			t.Errorf("limit %d with %d of memory: %d, want %d", tc.set, tc.memory, n, tc.want)
+		}
+	}
+}

@@ -195,6 +195,8 @@ func relayError(err error) error {
 		return nil
 	case errors.As(err, &known):
 		return known
+	case errors.Is(err, hbone.ErrMemory):
+		return &live.Error{Reason: live.MemoryPressure, Err: err}
 	case errors.As(err, &conn):
 		return &live.Error{Reason: live.TunnelLost, Err: err}
 	case errors.As(err, &stream) && stream.Remote:

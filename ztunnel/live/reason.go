@@ -60,6 +60,7 @@ const (
 	PeerBadRequest  Reason = "peer_bad_request"
 	PeerStatus      Reason = "peer_status"
 	TunnelLost      Reason = "tunnel_lost"
+	MemoryPressure  Reason = "memory_pressure"
 
 	ClientReset Reason = "client_reset"
 	ServerReset Reason = "server_reset"
@@ -154,6 +155,7 @@ var meanings = []Meaning{
 	{PeerBadRequest, FlagConnect, "the destination's ztunnel rejects the CONNECT (400)"},
 	{PeerStatus, FlagConnect, "the destination answered the CONNECT with another status; the error has it"},
 	{TunnelLost, FlagH2, "the HBONE connection that carried this one broke"},
+	{MemoryPressure, FlagNone, "ztunnel held all the data it may (AMBIT_BACKLOG_LIMIT), most of it for this connection, whose receiver did not read"},
 
 	{ClientReset, FlagNone, "the client reset the connection"},
 	{ServerReset, FlagNone, "the server reset the connection"},

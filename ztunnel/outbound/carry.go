@@ -47,6 +47,8 @@ func (u tunnelled) relay(rec *live.Conn, app *net.TCPConn) error {
 	switch {
 	case errors.As(err, &known):
 		return known
+	case errors.Is(err, hbone.ErrMemory):
+		return &live.Error{Reason: live.MemoryPressure, Err: err}
 	case errors.As(err, &conn):
 		return &live.Error{Reason: live.TunnelLost, Err: err}
 	case errors.As(err, &stream) && stream.Remote:

@@ -203,3 +203,29 @@ func TestWindowGrowsForAReader(t *testing.T) {
 	<-wrote
 	tn.wait(t)
 }
+
+// TestHandshakesAreTold: of every handshake the end, well or not.
+func TestHandshakesAreTold(t *testing.T) {
+	s := hbonetest.NewServer(t, hbonetest.Options{}, echo)
+	ended := make(chan struct{}, 4)
+	s.Hbone.OnHandshake = func() { ended <- struct{}{} }
+	c, err := s.Dial(ctx5(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	<-ended // while the connection stands
+	c.Close()
+	nc, err := s.DialRaw()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := nc.Write([]byte("not TLS at all")); err != nil {
+		t.Fatal(err)
+	}
+	<-ended
+	nc.Close()
+	s.Close()
+	if len(ended) > 0 {
+		t.Error("told twice")
+	}
+}

@@ -21,6 +21,9 @@ type Server struct {
 	// Handler is called for every request, on a goroutine of its own. It must
 	// answer by Accept or Reject; the stream of an Accept it must bring to an end.
 	Handler func(*Incoming)
+	// OnHandshake, if not nil, is called when the TLS handshake of a connection is
+	// over, however it ended.
+	OnHandshake func()
 	// OnHandshakeError, if not nil, is told of connections that never got as far as a
 	// request. The error wraps *identity.VerifyError if the peer's
 	// certificate was refused.
@@ -38,6 +41,9 @@ type Server struct {
 func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	// A drain must not break a handshake: its client is told by GOAWAY like any other.
 	c, err := handshake(context.WithoutCancel(ctx), nc, s.TLS, s.Config.filled(false), false)
+	if s.OnHandshake != nil {
+		s.OnHandshake()
+	}
 	if err != nil {
 		if s.OnHandshakeError != nil {
 			s.OnHandshakeError(addrPort(nc.RemoteAddr()), err)

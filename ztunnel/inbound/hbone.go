@@ -19,7 +19,7 @@ import (
 func (p *Proxy) ServeHBONE(ctx, drain context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, p.closeAll)
 	defer stop()
-	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.hbone(ctx, drain, c) })
+	return live.AcceptLoop(p.gate.Listen(ln), func(c *net.TCPConn) { p.hbone(ctx, drain, c) })
 }
 
 func (p *Proxy) closeAll() {
@@ -36,6 +36,7 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 	p.conns[c] = struct{}{}
 	p.mu.Unlock()
 	defer func() {
+		p.gate.Leave(c)
 		c.Close()
 		p.mu.Lock()
 		delete(p.conns, c)
@@ -55,9 +56,10 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 	}
 	id := self.Identity()
 	srv := hbone.Server{
-		TLS:     identity.ServerConfig(source{p.cfg.Source, p.cfg.Denied}, id),
-		Config:  p.cfg.HBONE,
-		Handler: func(in *hbone.Incoming) { p.connect(ctx, in) },
+		TLS:         identity.ServerConfig(source{p.cfg.Source, p.cfg.Denied}, id),
+		Config:      p.cfg.HBONE,
+		Handler:     func(in *hbone.Incoming) { p.connect(ctx, in) },
+		OnHandshake: func() { p.gate.Leave(c) },
 		OnHandshakeError: func(_ netip.AddrPort, err error) {
 			var known *live.Error
 			if !errors.As(err, &known) {

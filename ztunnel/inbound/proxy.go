@@ -26,6 +26,13 @@ type Dialer interface {
 	DialTCP(ctx context.Context, local, remote netip.AddrPort, o netns.SocketOptions) (*net.TCPConn, error)
 }
 
+// maxHandshakes is how many HBONE handshakes a pod has under way at most, and
+// handshakeShare how long each of them may take when others wait.
+const (
+	maxHandshakes  = 64
+	handshakeShare = time.Second
+)
+
 // Config of a Proxy.
 type Config struct {
 	Pod    *live.Pod
@@ -48,6 +55,7 @@ type Config struct {
 type Proxy struct {
 	cfg   Config // immutable
 	ports spoofed
+	gate  *live.Gate // of the pod's HBONE listeners together
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu; HBONE connections, to close them hard
@@ -61,7 +69,7 @@ func New(cfg Config) *Proxy {
 	if cfg.Denied == nil {
 		cfg.Denied = func(error) bool { return false }
 	}
-	return &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}}
+	return &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}, gate: live.NewGate(maxHandshakes, handshakeShare)}
 }
 
 // ServePlain accepts plaintext connections until ln is closed and returns when

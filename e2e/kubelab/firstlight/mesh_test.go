@@ -85,6 +85,7 @@ func ownLabel(t *testing.T, l *lab) {
 	s.ready("server", "client", "client-out")
 	s.captured("server", "client")
 	s.meshed("client", "server")
+	s.works("client-out", "http://server/") // by kube-proxy, which may be slower than ztunnel
 	word := token("optedout")
 	s.call("client-out", "http://server/"+word)
 	l.wire.plain(t, word)
@@ -105,6 +106,7 @@ func ownLabel(t *testing.T, l *lab) {
 	word = token("optedin")
 	in.call("client", "http://server/"+word)
 	l.wire.secret(t, word)
+	in.works("client-out", "http://server/")
 	word = token("notasked")
 	in.call("client-out", "http://server/"+word)
 	l.wire.plain(t, word)

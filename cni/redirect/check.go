@@ -230,7 +230,7 @@ func (s *state) checkStamp(cfg Config, ps *problems) error {
 	s.stamped = true
 	return cfg.Host.Do(func() error {
 		for _, dev := range ends {
-			if err := s.checkDevice(dev, stamping(), ps); err != nil {
+			if err := s.checkDevice(dev.device, stamping(), ps); err != nil {
 				return fmt.Errorf("stamp on host device %s: %w", dev.name, err)
 			}
 		}

@@ -18,9 +18,15 @@ func stamping() direction {
 	return direction{bpf.CaptureProgStamp, ebpf.AttachTCXEgress, func(s *state) *ebpf.Program { return s.Stamp }}
 }
 
+// hostEnd is the host's end of one of the pod's devices.
+type hostEnd struct {
+	device
+	peer int // index of the device in the pod
+}
+
 // hostEnds finds the host's ends of the pod's devices. None is no error:
 // ipvlan, macvlan, SR-IOV and layer 3 netkit have no such end.
-func hostEnds(host, pod *netns.NS) ([]device, error) {
+func hostEnds(host, pod *netns.NS) ([]hostEnd, error) {
 	if host == nil {
 		return nil, nil
 	}
@@ -40,7 +46,7 @@ func hostEnds(host, pod *netns.NS) ([]device, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ends []device
+	var ends []hostEnd
 	err = host.Do(func() error {
 		// The number the host's namespace knows the pod's by; without one no
 		// device of the host has its other end there.
@@ -63,7 +69,7 @@ func hostEnds(host, pod *netns.NS) ([]device, error) {
 				return fmt.Errorf("device %d of the host: %w", here, err)
 			}
 			if a := l.Attrs(); l.Type() == "veth" && a.ParentIndex == there && a.NetNsID == id {
-				ends = append(ends, device{index: a.Index, name: a.Name})
+				ends = append(ends, hostEnd{device{index: a.Index, name: a.Name}, there})
 			}
 		}
 		return nil
@@ -82,7 +88,7 @@ func (s *state) attachStamp(cfg Config) error {
 	}
 	err = cfg.Host.Do(func() error {
 		for _, dev := range ends {
-			if err := s.attachTCX(dev, stamping()); err != nil {
+			if err := s.attachTCX(dev.device, stamping()); err != nil {
 				return fmt.Errorf("stamp on host device %s: %w", dev.name, err)
 			}
 		}

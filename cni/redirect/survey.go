@@ -1,0 +1,151 @@
+package redirect
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+
+	"github.com/ambitmesh/ambit/cni/netns"
+)
+
+// Survey is how a pod is connected, as far as that decides what capture can
+// promise. Which CNI plugin made it so is of no interest: the kernel is asked.
+type Survey struct {
+	Devices []Device
+	// Addrs are those of the devices, lo's not among them.
+	Addrs []netip.Addr
+}
+
+// Device is one of a pod's, all but lo.
+type Device struct {
+	Name string
+	Kind string // as the kernel calls it: veth, macvlan; "device" is hardware
+	// HostEnd is the other end in the node's namespace, "" when there is none.
+	HostEnd string
+	// Machine: a virtual machine's network card, not one of this kernel.
+	Machine bool
+}
+
+// Look surveys a pod. host is the node's namespace.
+func Look(host, pod *netns.NS) (Survey, error) {
+	var s Survey
+	indexes := map[int]int{} // index in the pod -> position
+	err := pod.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list devices: %w", err)
+		}
+		for _, l := range links {
+			a := l.Attrs()
+			if a.Index == ifindexLo {
+				continue
+			}
+			indexes[a.Index] = len(s.Devices)
+			s.Devices = append(s.Devices, Device{Name: a.Name, Kind: l.Type(), Machine: isMachine(l)})
+			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
+			if err != nil {
+				return fmt.Errorf("addresses of device %s: %w", a.Name, err)
+			}
+			for _, addr := range addrs {
+				if ip, ok := netip.AddrFromSlice(addr.IP); ok {
+					s.Addrs = append(s.Addrs, ip.Unmap())
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return Survey{}, fmt.Errorf("look at %s: %w", pod, err)
+	}
+	ends, err := hostEnds(host, pod)
+	if err != nil {
+		return Survey{}, fmt.Errorf("look at %s: %w", pod, err)
+	}
+	for _, e := range ends {
+		if i, ok := indexes[e.peer]; ok {
+			s.Devices[i].HostEnd = e.name
+		}
+	}
+	return s, nil
+}
+
+// isMachine recognises what a virtual machine monitor makes: a tap device
+// (QEMU, Cloud Hypervisor, Firecracker) or a macvtap.
+func isMachine(l netlink.Link) bool {
+	switch t := l.(type) {
+	case *netlink.Tuntap:
+		return t.Mode == netlink.TUNTAP_MODE_TAP
+	case *netlink.Macvtap:
+		return true
+	}
+	return l.Type() == "macvtap" || l.Type() == "ipvtap"
+}
+
+// HostEnd reports whether the node holds an end of one of the pod's devices:
+// what the node's own processes send to the pod then passes a device of the
+// node, and can be recognised there.
+func (s Survey) HostEnd() bool {
+	return slices.ContainsFunc(s.Devices, func(d Device) bool { return d.HostEnd != "" })
+}
+
+// Kinds names the devices for people: "eth0 (macvlan)".
+func (s Survey) Kinds() string {
+	var out []string
+	for _, d := range s.Devices {
+		out = append(out, d.Name+" ("+d.Kind+")")
+	}
+	return strings.Join(out, ", ")
+}
+
+// ForeignStack says why the pod's application does not use this kernel's
+// network stack, or "". addrs are those the cluster knows the pod by.
+//
+// gVisor takes the addresses off the devices of the namespace and answers for
+// them itself over a packet socket. Kata and KubeVirt hand the frames to a
+// machine, whose kernel has the connections. This kernel would complete the
+// handshake of a proof all the same, or none at all: what is seen from here
+// says nothing about the application.
+func (s Survey) ForeignStack(addrs []netip.Addr) string {
+	for _, d := range s.Devices {
+		if d.Machine {
+			return fmt.Sprintf("a virtual machine has the network card %s (%s): its connections are not this kernel's", d.Name, d.Kind)
+		}
+	}
+	if len(s.Devices) == 0 || len(addrs) == 0 {
+		return ""
+	}
+	for _, a := range addrs {
+		if slices.Contains(s.Addrs, a.Unmap()) {
+			return ""
+		}
+	}
+	return fmt.Sprintf("none of its addresses is on a device of its namespace, %s: its application brings a network stack of its own, as gVisor does", s.Kinds())
+}
+
+// testedKinds are the devices that tests have carried traffic over, and those
+// that are the same to tc: Ethernet, one queue discipline each way.
+var testedKinds = []string{"veth", "macvlan", "bridge", "ipvlan", "vlan", "netkit", "device", "dummy", "bond", "team", "vxlan", "geneve", "tuntap", "tun", "wireguard", "ipip", "sit", "ip6tnl", "gre", "vrf"}
+
+// Limits says what capture cannot promise to a pod that is connected this way,
+// one sentence each. probes: the kubelet dials the pod; stamps: this kernel can
+// attach the program that recognises the kubelet's packets.
+func (s Survey) Limits(probes, stamps bool) []string {
+	var out []string
+	if probes {
+		switch {
+		case !stamps:
+			out = append(out, "probes are told by the node's addresses, so every process with one can dial the probe ports: this kernel cannot attach the program that stamps the kubelet's packets (tcx, Linux 6.6)")
+		case !s.HostEnd():
+			out = append(out, fmt.Sprintf("probes are told by the node's addresses, so every process with one can dial the probe ports: no device of the pod has its other end on the node, %s", s.Kinds()))
+		}
+	}
+	for _, d := range s.Devices {
+		if !slices.Contains(testedKinds, d.Kind) {
+			out = append(out, fmt.Sprintf("%s is a device of kind %s, which Ambit has not been tested with", d.Name, d.Kind))
+		}
+	}
+	return out
+}

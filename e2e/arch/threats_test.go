@@ -3,45 +3,27 @@ package arch
 import (
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/ambitmesh/ambit/e2e/claims"
 )
 
-// reference is a test named in a document: package.Function or
-// package.Function/subtest.
-var reference = regexp.MustCompile("`([a-z0-9/-]+)\\.((?:Test|Fuzz)[A-Za-z0-9_]+)(?:/([^`]+))?`")
-
-// rows returns the cells of a table in the section of a document, without its
-// head.
+// rows returns the cells of a table that must be there.
 func rows(t *testing.T, document, section string) [][]string {
 	t.Helper()
-	_, text, ok := strings.Cut(document, "\n## "+section+"\n")
-	if !ok {
-		t.Fatalf("no section %s", section)
-	}
-	text, _, _ = strings.Cut(text, "\n## ")
-	var out [][]string
-	for line := range strings.Lines(text) {
-		if !strings.HasPrefix(line, "|") {
-			continue
-		}
-		var cells []string
-		for cell := range strings.SplitSeq(strings.Trim(strings.TrimSpace(line), "|"), "|") {
-			cells = append(cells, strings.TrimSpace(cell))
-		}
-		out = append(out, cells)
-	}
-	if len(out) < 3 {
+	out := claims.Rows(document, section)
+	if len(out) == 0 {
 		t.Fatalf("section %s has no table", section)
 	}
-	return out[2:]
+	return out
 }
 
-// TestThreatModelNamesRealTests: a control is claimed only with a test that
-// exists, about actors and assets that are described.
-func TestThreatModelNamesRealTests(t *testing.T) {
+// TestThreatModelIsWhole: every row is about actors and assets that are
+// described, and nothing is left out of what is described. That the tests of
+// the controls exist is TestClaimsNameRealTests' part.
+func TestThreatModelIsWhole(t *testing.T) {
 	base := root(t)
 	b, err := os.ReadFile(filepath.Join(base, "docs/threat-model.md"))
 	if err != nil {
@@ -72,47 +54,9 @@ func TestThreatModelNamesRealTests(t *testing.T) {
 			}
 		}
 	}
-	sources := map[string]string{}
-	for _, r := range rows(t, document, "Controls") {
-		found := reference.FindAllStringSubmatch(r[3], -1)
-		if len(found) == 0 || strings.TrimSpace(reference.ReplaceAllString(r[3], "")) != "" {
-			t.Errorf("%q: want tests and nothing else, got %q", r[0], r[3])
-		}
-		for _, f := range found {
-			pkg, function, sub := f[1], f[2], f[3]
-			if sources[pkg] == "" {
-				sources[pkg] = tests(t, filepath.Join(base, pkg))
-			}
-			if !strings.Contains(sources[pkg], "\nfunc "+function+"(") {
-				t.Errorf("%q: no test %s in %s", r[0], function, pkg)
-			}
-			if sub != "" && !strings.Contains(sources[pkg], `"`+sub+`"`) {
-				t.Errorf("%q: no subtest %q in %s", r[0], sub, pkg)
-			}
-		}
-	}
 	for _, actor := range actors {
 		if !slices.ContainsFunc(all, func(r []string) bool { return slices.Contains(strings.Split(r[1], ", "), actor) }) {
 			t.Errorf("nothing is said about actor %q", actor)
 		}
 	}
-}
-
-// tests returns the text of a folder's test files.
-func tests(t *testing.T, dir string) string {
-	t.Helper()
-	files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var out strings.Builder
-	for _, f := range files {
-		b, err := os.ReadFile(f)
-		if err != nil {
-			t.Fatal(err)
-		}
-		out.Write(b)
-		out.WriteByte('\n')
-	}
-	return out.String()
 }

@@ -128,7 +128,7 @@ func New(cfg Config) *Agent {
 		left:    make(chan struct{}),
 		proxies: &proxies{trust: cfg.Redirector.TrustProxies, find: cfg.HostRoot.cgroupOf, log: cfg.Logger},
 	}
-	a.older = &older{say: a.sayOlder, list: redirect.Connections, log: cfg.Logger}
+	a.older = &older{say: a.sayOlder, list: (*netns.NS).Connections, log: cfg.Logger}
 	a.metrics.watch(cfg.Registerer, a)
 	return a
 }

@@ -20,7 +20,7 @@ func (j *job) drain(ctx context.Context) error {
 		return nil // the sandbox is gone, and its connections with it
 	}
 	begin := time.Now()
-	left, err := drained(ctx, j.held.ns, j.a.cfg.DrainWait, redirect.Connections)
+	left, err := drained(ctx, j.held.ns, j.a.cfg.DrainWait, (*netns.NS).Connections)
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err()
@@ -36,7 +36,7 @@ func (j *job) drain(ctx context.Context) error {
 
 // drained returns how many connections are left when there are none any more,
 // or when wait is over.
-func drained(ctx context.Context, ns *netns.NS, wait time.Duration, list func(*netns.NS) ([]redirect.Socket, error)) (int, error) {
+func drained(ctx context.Context, ns *netns.NS, wait time.Duration, list func(*netns.NS) ([]netns.Socket, error)) (int, error) {
 	end := time.Now().Add(wait)
 	pause := drainFirst
 	none := 0

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
-	"github.com/ambitmesh/ambit/cni/redirect"
 )
 
 // older watches the connections that were open when their pod was captured:
@@ -17,7 +16,7 @@ import (
 type older struct {
 	say  func(ctx context.Context, uid string, count int) error // immutable: onto the pod
 	log  *slog.Logger                                           // immutable
-	list func(*netns.NS) ([]redirect.Socket, error)             // immutable
+	list func(*netns.NS) ([]netns.Socket, error)                // immutable
 
 	mu   sync.Mutex
 	pods map[string]*olderPod // guarded by mu; only pods that have some, or still have to say that they have none
@@ -127,7 +126,7 @@ func (o *older) look(ctx context.Context) {
 	}
 }
 
-func (o *older) update(ctx context.Context, uid string, p *olderPod, all []redirect.Socket) {
+func (o *older) update(ctx context.Context, uid string, p *olderPod, all []netns.Socket) {
 	o.mu.Lock()
 	if o.pods[uid] != p {
 		o.mu.Unlock()
@@ -160,7 +159,7 @@ func (o *older) update(ctx context.Context, uid string, p *olderPod, all []redir
 }
 
 // living are those of the sockets that are still among all.
-func living(cookies []uint64, all []redirect.Socket) []uint64 {
+func living(cookies []uint64, all []netns.Socket) []uint64 {
 	wanted := make(map[uint64]bool, len(cookies))
 	for _, c := range cookies {
 		wanted[c] = true

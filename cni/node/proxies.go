@@ -17,7 +17,6 @@ import (
 
 	"github.com/ambitmesh/ambit/cni/enroll"
 	"github.com/ambitmesh/ambit/cni/netns"
-	"github.com/ambitmesh/ambit/cni/redirect"
 )
 
 // proxies knows in which cgroups (v2) sockets are made that may carry the
@@ -71,7 +70,7 @@ func (p *proxies) ownCgroup() (uint64, error) {
 		return 0, err
 	}
 	defer l.Close()
-	all, err := redirect.Listening(ns)
+	all, err := ns.Listeners()
 	if err != nil {
 		return 0, err
 	}
@@ -180,7 +179,7 @@ func (p *proxies) checking() bool { return len(p.list()) > 0 }
 // makers are the cgroups that the listeners of a pod carry, whoever made them:
 // they were made by an agent, perhaps one before this.
 func makers(ns *netns.NS, sockets []enroll.IntendedSocket) ([]uint64, error) {
-	all, err := redirect.Listening(ns)
+	all, err := ns.Listeners()
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,6 @@ import (
 
 	"github.com/ambitmesh/ambit/cni/enroll"
 	"github.com/ambitmesh/ambit/cni/netns"
-	"github.com/ambitmesh/ambit/cni/redirect"
 )
 
 // lines collects what is logged.
@@ -157,13 +156,13 @@ func TestTwoAgents(t *testing.T) {
 
 // TestDrained waits by the clock.
 func TestDrained(t *testing.T) {
-	carried := redirect.Socket{State: 1, Mark: netns.Mark, Inode: 1,
+	carried := netns.Socket{State: 1, Mark: netns.Mark, Inode: 1,
 		Local: netip.MustParseAddrPort("192.0.2.1:80"), Remote: netip.MustParseAddrPort("10.0.0.1:4000")}
-	ends := func(after time.Duration) func(*netns.NS) ([]redirect.Socket, error) {
+	ends := func(after time.Duration) func(*netns.NS) ([]netns.Socket, error) {
 		begin := time.Now()
-		return func(*netns.NS) ([]redirect.Socket, error) {
+		return func(*netns.NS) ([]netns.Socket, error) {
 			if time.Since(begin) < after {
-				return []redirect.Socket{carried}, nil
+				return []netns.Socket{carried}, nil
 			}
 			return nil, nil
 		}
@@ -203,13 +202,13 @@ func TestDrained(t *testing.T) {
 // written one after the other, but none left is.
 func TestOlderIsSaidSparingly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		var sockets []redirect.Socket
+		var sockets []netns.Socket
 		var cookies []uint64
 		for i := range uint64(60) {
-			sockets = append(sockets, redirect.Socket{Cookie: i + 1})
+			sockets = append(sockets, netns.Socket{Cookie: i + 1})
 			cookies = append(cookies, i+1)
 		}
-		var alive atomic.Pointer[[]redirect.Socket]
+		var alive atomic.Pointer[[]netns.Socket]
 		alive.Store(&sockets)
 		var said []int
 		fail := true
@@ -222,7 +221,7 @@ func TestOlderIsSaidSparingly(t *testing.T) {
 				said = append(said, n)
 				return nil
 			},
-			list: func(*netns.NS) ([]redirect.Socket, error) { return *alive.Load(), nil },
+			list: func(*netns.NS) ([]netns.Socket, error) { return *alive.Load(), nil },
 		}
 		o.track("uid", nil, cookies)
 		o.heard("uid", len(cookies))

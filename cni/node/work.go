@@ -315,7 +315,7 @@ func (j *job) count() {
 	if j.adding {
 		return // the sandbox is new, no process is in it yet
 	}
-	all, err := redirect.Connections(h.ns)
+	all, err := h.ns.Connections()
 	if err != nil {
 		j.a.log.Warn("connections older than capture cannot be counted", "pod", podName(j.pod), "err", err)
 		return
@@ -323,7 +323,10 @@ func (j *job) count() {
 	if b := j.before; b != nil && b.ContainerID == h.containerID && b.Cookie == h.cookie && !h.drained {
 		h.older = living(b.Older, all)
 	} else {
-		h.older = redirect.Uncaptured(all)
+		h.older = nil
+		for _, s := range netns.Uncaptured(all) {
+			h.older = append(h.older, s.Cookie)
+		}
 	}
 	j.a.older.track(j.uid, h.ns, h.older)
 }

@@ -1,7 +1,6 @@
 package redirect
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"testing"
@@ -9,9 +8,9 @@ import (
 	"github.com/ambitmesh/ambit/cni/netns"
 )
 
-func cookies(t testing.TB, ns *netns.NS) []Socket {
+func connections(t testing.TB, ns *netns.NS) []netns.Socket {
 	t.Helper()
-	all, err := Connections(ns)
+	all, err := ns.Connections()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,7 +18,7 @@ func cookies(t testing.TB, ns *netns.NS) []Socket {
 }
 
 // left counts those of want that still live.
-func left(all []Socket, want []uint64) int {
+func left(all []netns.Socket, want []uint64) int {
 	n := 0
 	for _, s := range all {
 		if slices.Contains(want, s.Cookie) {
@@ -50,11 +49,11 @@ func TestConnectionsOlderThanCapture(t *testing.T) {
 	loop.line(t)
 
 	c.set(t)
-	older := Uncaptured(cookies(t, c.pod))
+	older := uncaptured(connections(t, c.pod))
 	if len(older) != 4 {
-		t.Fatalf("%d connections are older than capture, want 4: %+v", len(older), cookies(t, c.pod))
+		t.Fatalf("%d connections are older than capture, want 4: %+v", len(older), connections(t, c.pod))
 	}
-	if n := Proxied(cookies(t, c.pod)); n != 0 {
+	if n := Proxied(connections(t, c.pod)); n != 0 {
 		t.Errorf("%d connections count as the proxy's before there is one", n)
 	}
 	// New ones in both directions are the proxy's.
@@ -63,8 +62,8 @@ func TestConnectionsOlderThanCapture(t *testing.T) {
 	in := dial(t, c.peer, at(podAddr6, 8080))
 	in.expect(t, "inbound", peerAddr6, at(podAddr6, 8080))
 	in.expect(t, "app", peerAddr6, at(podAddr6, 8080))
-	all := cookies(t, c.pod)
-	if now := Uncaptured(all); !slices.Equal(sorted(now), sorted(older)) {
+	all := connections(t, c.pod)
+	if now := uncaptured(all); !slices.Equal(sorted(now), sorted(older)) {
 		t.Errorf("after captured connections %v bypass the proxy, want %v", now, older)
 	}
 	if n := Proxied(all); n < 2 {
@@ -73,11 +72,19 @@ func TestConnectionsOlderThanCapture(t *testing.T) {
 	for i, o := range old {
 		o.ping(t, "older connections go on")
 		o.Close()
-		eventually(t, "an ended connection is not counted", func() bool { return left(cookies(t, c.pod), older) == len(old)-1-i })
+		eventually(t, "an ended connection is not counted", func() bool { return left(connections(t, c.pod), older) == len(old)-1-i })
 	}
 	out.Close()
 	in.Close()
-	eventually(t, "nothing is left to the proxy", func() bool { return Proxied(cookies(t, c.pod)) == 0 })
+	eventually(t, "nothing is left to the proxy", func() bool { return Proxied(connections(t, c.pod)) == 0 })
+}
+
+func uncaptured(all []netns.Socket) []uint64 {
+	var cookies []uint64
+	for _, s := range netns.Uncaptured(all) {
+		cookies = append(cookies, s.Cookie)
+	}
+	return cookies
 }
 
 func sorted(s []uint64) []uint64 {
@@ -92,20 +99,20 @@ func TestProxied(t *testing.T) {
 	tunnel := netip.MustParseAddrPort("10.0.0.2:15008")
 	for _, c := range []struct {
 		name string
-		s    Socket
+		s    netns.Socket
 		want int
 	}{
-		{"the proxy's with the application", Socket{Local: peer, Remote: pod, State: tcpEstablished, Mark: netns.Mark, Inode: 1}, 1},
-		{"accepted by nobody yet", Socket{Local: peer, Remote: pod, State: tcpEstablished, Mark: netns.Mark}, 1},
-		{"half made", Socket{Local: peer, Remote: pod, State: tcpSynRecv, Mark: netns.Mark}, 1},
-		{"bytes still to be acknowledged", Socket{Local: peer, Remote: pod, State: tcpFinWait1, Mark: netns.Mark}, 1},
-		{"half closed, still open", Socket{Local: peer, Remote: pod, State: tcpFinWait2, Mark: netns.Mark, Inode: 1}, 1},
-		{"closed by the proxy", Socket{Local: peer, Remote: pod, State: tcpFinWait2, Mark: netns.Mark}, 0},
-		{"a pooled tunnel", Socket{Local: pod, Remote: tunnel, State: tcpEstablished, Mark: netns.Mark, Inode: 1}, 0},
-		{"a peer's tunnel", Socket{Local: tunnel, Remote: pod, State: tcpEstablished, Mark: netns.Mark, Inode: 1}, 0},
-		{"the application's", Socket{Local: pod, Remote: peer, State: tcpEstablished, Inode: 1}, 0},
+		{"the proxy's with the application", netns.Socket{Local: peer, Remote: pod, State: netns.Established, Mark: netns.Mark, Inode: 1}, 1},
+		{"accepted by nobody yet", netns.Socket{Local: peer, Remote: pod, State: netns.Established, Mark: netns.Mark}, 1},
+		{"half made", netns.Socket{Local: peer, Remote: pod, State: netns.SynRecv, Mark: netns.Mark}, 1},
+		{"bytes still to be acknowledged", netns.Socket{Local: peer, Remote: pod, State: netns.FinWait1, Mark: netns.Mark}, 1},
+		{"half closed, still open", netns.Socket{Local: peer, Remote: pod, State: netns.FinWait2, Mark: netns.Mark, Inode: 1}, 1},
+		{"closed by the proxy", netns.Socket{Local: peer, Remote: pod, State: netns.FinWait2, Mark: netns.Mark}, 0},
+		{"a pooled tunnel", netns.Socket{Local: pod, Remote: tunnel, State: netns.Established, Mark: netns.Mark, Inode: 1}, 0},
+		{"a peer's tunnel", netns.Socket{Local: tunnel, Remote: pod, State: netns.Established, Mark: netns.Mark, Inode: 1}, 0},
+		{"the application's", netns.Socket{Local: pod, Remote: peer, State: netns.Established, Inode: 1}, 0},
 	} {
-		if got := Proxied([]Socket{c.s}); got != c.want {
+		if got := Proxied([]netns.Socket{c.s}); got != c.want {
 			t.Errorf("%s: %d, want %d", c.name, got, c.want)
 		}
 	}
@@ -120,46 +127,19 @@ func TestSocketCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	all, err := Listening(ns)
+	all, err := ns.Listeners()
 	if err != nil || len(all) != 4 { // three of any port and HBONE
 		t.Fatalf("%v, %v; want 4 listeners", all, err)
 	}
 	for _, s := range all {
-		if s.Cgroup != all[0].Cgroup || !s.isProxy() {
+		if s.Cgroup != all[0].Cgroup || !s.IsProxy() {
 			t.Errorf("one maker, different sockets: %+v", all)
 		}
 	}
 }
 
-func dumpAnswer(messages ...[]byte) []byte {
-	var out []byte
-	for _, m := range messages {
-		b := make([]byte, netlinkHeader, netlinkHeader+len(m))
-		binary.NativeEndian.PutUint32(b, uint32(netlinkHeader+len(m)))
-		binary.NativeEndian.PutUint16(b[4:], sockDiagByFamily)
-		out = append(out, append(b, m...)...)
-	}
-	return out
-}
-
-func TestParseDump(t *testing.T) {
-	one := diagAnswer(tcpEstablished, netns.Mark)[netlinkHeader:]
-	whole := dumpAnswer(one, one)
-	got, done, err := parseDump(whole, nil)
-	if len(got) != 2 || done || err != nil || !got[0].isProxy() || got[0].Local.Port() != 80 {
-		t.Fatalf("%+v, %v, %v", got, done, err)
-	}
-	for n := range whole {
-		if got, _, _ := parseDump(whole[:n], nil); len(got) > 1 {
-			t.Errorf("%d of %d bytes gave %d sockets", n, len(whole), len(got))
-		}
-	}
-}
-
-func FuzzParseDump(f *testing.F) {
-	one := diagAnswer(tcpEstablished, netns.Mark)[netlinkHeader:]
-	f.Add(dumpAnswer(one, one))
-	f.Add(dumpAnswer(one[:40]))
-	f.Add([]byte{20, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0})
-	f.Fuzz(func(t *testing.T, b []byte) { _, _, _ = parseDump(b, nil) })
+// findSocket is the mark of the socket with this pair of addresses.
+func findSocket(ns *netns.NS, local, remote netip.AddrPort) (uint32, error) {
+	s, err := ns.Connection(local, remote)
+	return s.Mark, err
 }

@@ -21,7 +21,7 @@ func ownCgroup(t testing.TB) uint64 {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	all, err := Listening(ns)
+	all, err := ns.Listeners()
 	if err != nil || len(all) != 1 || all[0].Cgroup == 0 {
 		t.Skipf("the kernel does not tell a socket's cgroup: %+v, %v", all, err)
 	}

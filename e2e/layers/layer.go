@@ -32,7 +32,7 @@ var concurrent = []string{
 }
 
 // products are the packages that are tested without a lab.
-var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/demo", "./e2e/layers", "./e2e/reference"}
+var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/claims", "./e2e/demo", "./e2e/layers", "./e2e/reference"}
 
 var layers = []layer{
 	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=5m"}, products...)},

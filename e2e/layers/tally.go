@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,6 +16,7 @@ type tally struct {
 	packages, passed int
 	failed           []string
 	skipped          []skip
+	outcomes         outcomes                    // of tests, not of packages
 	output           map[string]*strings.Builder // by test, until it ends
 }
 
@@ -39,6 +41,7 @@ const module = "github.com/ambitmesh/ambit/"
 // what failed.
 func (t *tally) read(r io.Reader, w io.Writer) error {
 	t.output = map[string]*strings.Builder{}
+	t.outcomes = outcomes{}
 	s := bufio.NewScanner(r)
 	s.Buffer(nil, 16<<20)
 	for s.Scan() {
@@ -55,6 +58,9 @@ func (t *tally) read(r io.Reader, w io.Writer) error {
 func (t *tally) take(e event, w io.Writer) {
 	pkg := strings.TrimPrefix(e.Package, module)
 	id := pkg + " " + e.Test
+	if e.Test != "" && slices.Contains([]string{"pass", "skip", "fail"}, e.Action) {
+		t.outcomes.merge(outcomes{pkg: {e.Test: e.Action}})
+	}
 	switch e.Action {
 	case "build-output":
 		fmt.Fprint(w, e.Output)
@@ -112,7 +118,7 @@ func reason(b *strings.Builder) string {
 	return "no reason given"
 }
 
-// summarize prints the closing lines and says whether everything that ran passed.
+// summarize prints the table and says whether everything that ran passed.
 func summarize(w io.Writer, rs []result) bool {
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 4, 2, ' ', tabwriter.AlignRight)
@@ -139,11 +145,6 @@ func summarize(w io.Writer, rs []result) bool {
 		for _, f := range r.failed {
 			fmt.Fprintf(w, "FAILED   %s: %s\n", r.layer, f)
 		}
-	}
-	if ok {
-		fmt.Fprintln(w, "PASS")
-	} else {
-		fmt.Fprintln(w, "FAIL")
 	}
 	return ok
 }

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"unicode"
+
+	"github.com/ambitmesh/ambit/e2e/claims"
+)
+
+// outcomes are how tests ended, by package and full name as go test prints it.
+type outcomes map[string]map[string]string
+
+// merge takes in the outcomes of one layer. A test that runs in two layers, once
+// with the race detector, has failed if it failed in one of them, and is shown
+// by the one that could run it.
+func (o outcomes) merge(more outcomes) {
+	rank := []string{"", "skip", "pass", "fail"}
+	for pkg, tests := range more {
+		if o[pkg] == nil {
+			o[pkg] = map[string]string{}
+		}
+		for name, action := range tests {
+			if slices.Index(rank, action) > slices.Index(rank, o[pkg][name]) {
+				o[pkg][name] = action
+			}
+		}
+	}
+}
+
+// why says what is missing for t to show something, or "".
+func (o outcomes) why(t claims.Test) string {
+	if t.Sub == "" {
+		return o.whole(t.Package, t.Function)
+	}
+	// A document leaves out the groups between function and subtest.
+	ending := "/" + printed(t.Sub)
+	found := ""
+	for name := range o[t.Package] {
+		if strings.HasPrefix(name, t.Function+"/") && strings.HasSuffix(name, ending) {
+			if found = o.whole(t.Package, name); found != "" {
+				return found
+			}
+			found = name
+		}
+	}
+	if found == "" {
+		return "did not run"
+	}
+	return ""
+}
+
+// whole is why for a full name. A skipped subtest leaves its parent unproven: a
+// row that means less than all of it names the subtests.
+func (o outcomes) whole(pkg, name string) string {
+	switch o[pkg][name] {
+	case "":
+		return "did not run"
+	case "fail":
+		return "failed"
+	case "skip":
+		return "was skipped"
+	}
+	for _, other := range slices.Sorted(maps.Keys(o[pkg])) {
+		if rest, ok := strings.CutPrefix(other, name+"/"); ok && o[pkg][other] == "skip" {
+			return "skipped its " + rest
+		}
+	}
+	return ""
+}
+
+// printed is how go test prints the name of a subtest.
+func printed(name string) string {
+	var b strings.Builder
+	for _, r := range name {
+		switch {
+		case unicode.IsSpace(r):
+			b.WriteByte('_')
+		case !strconv.IsPrint(r):
+			q := strconv.QuoteRune(r)
+			b.WriteString(q[1 : len(q)-1])
+		default:
+			b.WriteRune(r)
+		}
+	}
+	return b.String()
+}
+
+// unproven are the rows whose tests do not all show what they claim, a line each.
+func unproven(rows []claims.Claim, o outcomes) []string {
+	var out []string
+	for _, c := range rows {
+		for _, t := range c.Tests {
+			if why := o.why(t); why != "" {
+				out = append(out, fmt.Sprintf("%s: %s %s", c, t, why))
+			}
+		}
+	}
+	return out
+}
+
+// prove prints what the run leaves unproven and says whether that is a failure:
+// only of a run of everything. A machine that cannot run a layer is told which
+// rows it says nothing about; CI has no such excuse.
+func prove(w io.Writer, rows []claims.Claim, rs []result, chosen, ci bool) bool {
+	o := outcomes{}
+	var left []string
+	for _, r := range rs {
+		o.merge(r.outcomes)
+		if r.left != "" {
+			left = append(left, r.layer)
+		}
+	}
+	missing := unproven(rows, o)
+	ok := true
+	switch {
+	case ci && !chosen && len(left) > 0:
+		fmt.Fprintf(w, "FAILED   left out in CI: %s\n", strings.Join(left, ", "))
+		ok = false
+	case chosen || len(left) > 0:
+		for _, m := range missing {
+			fmt.Fprintf(w, "unproven %s\n", m)
+		}
+		return true
+	}
+	for _, m := range missing {
+		fmt.Fprintf(w, "UNPROVEN %s\n", m)
+		ok = false
+	}
+	if ok {
+		fmt.Fprintf(w, "proven   %d rows of %s and %s\n", len(rows), claims.Features, claims.Threats)
+	}
+	return ok
+}

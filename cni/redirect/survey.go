@@ -60,17 +60,41 @@ func Look(host, pod *netns.NS) (Survey, error) {
 	if err != nil {
 		return Survey{}, fmt.Errorf("look at %s: %w", pod, err)
 	}
-	ends, err := hostEnds(host, pod)
-	if err != nil {
-		return Survey{}, fmt.Errorf("look at %s: %w", pod, err)
+	if host == nil {
+		return s, nil
 	}
-	for _, e := range ends {
-		if i, ok := indexes[e.peer]; ok {
-			s.Devices[i].HostEnd = e.name
+	if err := host.Do(func() error {
+		id := -1
+		if err := withFd(pod.File(), func(fd int) (err error) {
+			id, err = netlink.GetNetNsIdByFd(fd)
+			return err
+		}); err != nil {
+			return fmt.Errorf("number of %s on the node: %w", pod, err)
 		}
+		if id < 0 {
+			return nil // no device of the node has its other end there
+		}
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list the node's devices: %w", err)
+		}
+		for _, l := range links {
+			a := l.Attrs()
+			i, ok := indexes[a.ParentIndex]
+			// A child such as a VLAN in the node names its parent the same way,
+			// but a pod's device is no parent of the node's.
+			if ok && a.NetNsID == id && l.Type() == s.Devices[i].Kind && twoEnded(l) {
+				s.Devices[i].HostEnd = a.Name
+			}
+		}
+		return nil
+	}); err != nil {
+		return Survey{}, fmt.Errorf("look at %s from the node: %w", pod, err)
 	}
 	return s, nil
 }
+
+func twoEnded(l netlink.Link) bool { return l.Type() == "veth" || l.Type() == "netkit" }
 
 // isMachine recognises what a virtual machine monitor makes: a tap device
 // (QEMU, Cloud Hypervisor, Firecracker) or a macvtap.
@@ -125,27 +149,18 @@ func (s Survey) ForeignStack(addrs []netip.Addr) string {
 	return fmt.Sprintf("none of its addresses is on a device of its namespace, %s: its application brings a network stack of its own, as gVisor does", s.Kinds())
 }
 
-// testedKinds are the devices that tests have carried traffic over, and those
-// that are the same to tc: Ethernet, one queue discipline each way.
-var testedKinds = []string{"veth", "macvlan", "bridge", "ipvlan", "vlan", "netkit", "device", "dummy", "bond", "team", "vxlan", "geneve", "tuntap", "tun", "wireguard", "ipip", "sit", "ip6tnl", "gre", "vrf"}
-
-// Limits says what capture cannot promise to a pod that is connected this way,
-// one sentence each. probes: the kubelet dials the pod; stamps: this kernel can
-// attach the program that recognises the kubelet's packets.
-func (s Survey) Limits(probes, stamps bool) []string {
+// Untested names the devices of kinds that no test has carried traffic over, nor
+// over one that is the same to the programs: Ethernet or bare IP, one queue
+// discipline each way.
+func (s Survey) Untested() []string {
 	var out []string
-	if probes {
-		switch {
-		case !stamps:
-			out = append(out, "probes are told by the node's addresses, so every process with one can dial the probe ports: this kernel cannot attach the program that stamps the kubelet's packets (tcx, Linux 6.6)")
-		case !s.HostEnd():
-			out = append(out, fmt.Sprintf("probes are told by the node's addresses, so every process with one can dial the probe ports: no device of the pod has its other end on the node, %s", s.Kinds()))
-		}
-	}
 	for _, d := range s.Devices {
 		if !slices.Contains(testedKinds, d.Kind) {
-			out = append(out, fmt.Sprintf("%s is a device of kind %s, which Ambit has not been tested with", d.Name, d.Kind))
+			out = append(out, d.Name+" ("+d.Kind+")")
 		}
 	}
 	return out
 }
+
+var testedKinds = []string{"veth", "macvlan", "ipvlan", "vlan", "netkit", "device", "bridge", "bond", "team", "dummy", "vxlan", "geneve",
+	"tun", "tuntap", "wireguard", "gretap", "ip6gretap", "ipip", "sit", "ip6tnl", "gre", "ip6gre"}

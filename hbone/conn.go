@@ -38,8 +38,9 @@ type Conn struct {
 	bytesIn, bytesOut atomic.Uint64 // plaintext of the whole connection
 	records           atomic.Uint64 // TLS records sent
 
-	out writer
-	in  reader
+	hold holding
+	out  writer
+	in   reader
 
 	// Guarded by mu, which is taken last of all locks.
 	mu          sync.Mutex
@@ -129,7 +130,7 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 	c.out.init(c)
 	c.in.init(c)
 	b.wake = c.out.flush
-	b.handshaking = false
+	b.c, b.handshaking = c, false
 	c.rec = &tlsRecord{t, b}
 	return c, nil
 }
@@ -137,6 +138,10 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 // start queues our preface and sets the connection's goroutines going.
 func (c *Conn) start() {
 	c.cfg.Budget.join(c)
+	c.cfg.Budget.enforce()
+	if c.cfg.Budget.tight() {
+		c.cfg.FirstWindow = minWindow
+	}
 	c.out.preface()
 	c.startPing()
 	c.running.Add(2)
@@ -151,7 +156,7 @@ func (c *Conn) run() {
 	err := c.in.loop()
 	c.fail(err)
 	<-c.out.finished
-	c.cfg.Budget.leave(c)
+	c.letGo()
 	c.mu.Lock()
 	patience := c.patience
 	c.mu.Unlock()
@@ -229,6 +234,7 @@ func (c *Conn) fail(err error) {
 	close(c.done)
 	for _, s := range streams {
 		s.end(ce, false)
+		s.forget() // the table that held it is gone
 	}
 	_ = c.nc.SetWriteDeadline(time.Now().Add(patience))
 	c.out.close(ce.Code, ce.Op != "read" && ce.Op != "write")

@@ -18,6 +18,7 @@ type gatherConn struct {
 	nc   net.Conn
 	raw  syscall.RawConn // nil if nc has no descriptor
 	wake func()          // asks for an empty batch; set before handshaking is cleared
+	c    *Conn           // that it is of; set likewise
 
 	handshaking bool   // immutable once the connection has its goroutines
 	head        []byte // of a record of the handshake, not handed over yet
@@ -29,6 +30,8 @@ type gatherConn struct {
 	left    int
 	err     error
 	readFn  func(fd uintptr) bool
+	held    int64  // bytes counted for a record that is not whole
+	rest    []byte // of it, if it was moved out of buf
 	readN   int
 	readErr error
 
@@ -44,7 +47,10 @@ const maxUnsent = 64 << 10
 
 type outBuf struct{ b []byte }
 
-var outBufs = sync.Pool{New: func() any { return &outBuf{make([]byte, 0, flushSize+(64<<10)+4096)} }}
+// outSize is what a batch has room for without growing.
+const outSize = flushSize + (64 << 10) + 4096
+
+var outBufs = sync.Pool{New: func() any { return &outBuf{make([]byte, 0, outSize)} }}
 
 func newGatherConn(nc net.Conn) *gatherConn {
 	b := &gatherConn{nc: nc, handshaking: true}
@@ -123,6 +129,8 @@ func (b *gatherConn) fill() error {
 		b.w = copy(b.buf[:], b.buf[b.r:b.w])
 		b.r = 0
 	}
+	b.c.hold.waiting.Store(time.Now().UnixNano())
+	defer b.c.hold.waiting.Store(0)
 	if b.raw != nil {
 		b.readN, b.readErr = 0, nil
 		if err := b.raw.Read(b.readFn); err != nil {
@@ -161,16 +169,47 @@ func (b *gatherConn) release() {
 	}
 }
 
+// suspend is for a peer that has sent part of a record: while memory is tight
+// that part is all that is kept.
+func (b *gatherConn) suspend() {
+	if b.r == b.w {
+		b.release()
+		return
+	}
+	b.held = readSize
+	if b.c.cfg.Budget.tight() {
+		b.rest = append([]byte(nil), b.buf[b.r:b.w]...)
+		b.w = b.r
+		b.release()
+		b.held = int64(len(b.rest))
+	}
+	b.c.holdIn(b.held)
+}
+
+// resume undoes suspend.
+func (b *gatherConn) resume() {
+	b.take()
+	if b.held == 0 {
+		return
+	}
+	b.c.holdIn(-b.held)
+	b.held = 0
+	if b.rest != nil {
+		b.w = copy(b.buf[:], b.rest)
+		b.rest = nil
+	}
+}
+
 // readFD is called by the poller when the socket may be readable.
 func (b *gatherConn) readFD(fd uintptr) bool {
-	b.take()
+	b.resume()
 	for {
 		n, err := syscall.Read(int(fd), b.buf[b.w:])
 		switch {
 		case err == syscall.EINTR:
 			continue
 		case err == syscall.EAGAIN:
-			b.release()
+			b.suspend()
 			return false
 		}
 		b.readN, b.readErr = max(n, 0), err
@@ -226,7 +265,9 @@ func (b *gatherConn) flush(atLeast int) error {
 	out := b.out
 	b.out = nil
 	b.mu.Unlock()
+	b.c.holdOut(outSize)
 	_, err := b.nc.Write(out.b)
+	b.c.holdOut(-outSize)
 	outBufs.Put(out)
 	return err
 }

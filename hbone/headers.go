@@ -30,6 +30,7 @@ type block struct {
 	method, scheme, path, authority, status  string
 	hasScheme, hasPath, hasAuthority, tooBig bool
 	malformed                                string // why, if it is (RFC 9113 8.1.1)
+	size                                     uint32 // as hb.size
 	fields                                   []Header
 }
 
@@ -63,12 +64,21 @@ func (hb *headerBlock) write(frag []byte) error {
 	return err
 }
 
+// held is the memory of a block that is not whole.
+func (hb *headerBlock) held() int64 {
+	if hb.stream == 0 {
+		return 0
+	}
+	return int64(min(hb.size, hb.limit))
+}
+
 func (hb *headerBlock) finish() (*block, error) {
 	hb.stream = 0
 	if err := hpackError(hb.dec.Close()); err != nil {
 		return nil, err
 	}
 	h := hb.h
+	h.size = min(hb.size, hb.limit)
 	hb.h = nil
 	return h, nil
 }

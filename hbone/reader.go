@@ -41,6 +41,8 @@ type reader struct {
 	piecesOf *Stream
 	tail     int // where the last piece ends in the buffer
 
+	short [64]byte // room for what is kept most often: less than a frame's header
+
 	window   int // connection window the peer has left
 	received int // bytes received and not credited yet
 	abuse    bucket
@@ -78,12 +80,18 @@ func (r *reader) loop() error {
 		}
 	}()
 	w := 0
+	var rest []byte // what was read and not used, while there is no buffer
 	for {
 		if buf == nil {
-			if err := c.rec.Wait(); err != nil {
+			held := int64(len(rest)) + r.block.held()
+			c.holdIn(held)
+			err := c.rec.Wait()
+			c.holdIn(-held)
+			if err != nil {
 				return r.readError(err)
 			}
 			buf = readBufs.Get().(*[readSize]byte)
+			w = copy(buf[:], rest)
 		}
 		n, err := c.rec.Read(buf[w:])
 		if n > 0 {
@@ -98,14 +106,11 @@ func (r *reader) loop() error {
 		switch {
 		case err != nil:
 			return r.readError(err)
-		case w == 0:
-			// An idle connection holds no buffer.
+		case w == 0 || n == 0:
+			// A connection that waits holds no buffer, whatever its peer has begun.
+			rest = append(r.short[:0], buf[:w]...)
 			readBufs.Put(buf)
 			buf = nil
-		case n == 0:
-			if err := c.rec.Wait(); err != nil {
-				return r.readError(err)
-			}
 		}
 	}
 }

@@ -200,11 +200,13 @@ func (r *reader) incoming(h *block) error {
 	// The slot is held until the handler has returned as well, or a peer that
 	// opens and resets at once would have any number of handlers running.
 	s.refs.Add(1)
+	s.ask(h.size)
 	s.in = &Incoming{Request: Request{Authority: h.authority, Header: h.fields}, Method: h.method, s: s}
 	c.active++
 	c.streams[h.id] = s
 	c.handlers.Add(1)
 	c.mu.Unlock()
+	c.cfg.Budget.enforce()
 	if h.end {
 		s.receiveEnd()
 	}

@@ -3,10 +3,6 @@ package hbone
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/netip"
-	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -24,6 +20,7 @@ type Stream struct {
 	recvWindow     atomic.Int64 // what the peer may still send
 	queued         atomic.Int32 // data buffers of ours in the connection's queue
 	held           atomic.Int64 // bytes in the backlog or being drained
+	asked          atomic.Int64 // memory of the request, if it is large
 	halves         atomic.Uint32
 	refs           atomic.Int32 // holders of the connection's slot: the table, a server's handler
 	in             *Incoming    // server only; immutable
@@ -58,7 +55,7 @@ type recvHalf struct {
 	status   int
 	header   []Header
 	relay    *relay // set by Relay
-	listed   bool   // with the budget, for having a backlog
+	listed   bool   // with the budget, for holding something
 }
 
 const (
@@ -92,6 +89,7 @@ func newStream(c *Conn, id uint32, window int64) *Stream {
 // unref gives the slot back when its last holder lets go.
 func (s *Stream) unref() {
 	if s.refs.Add(-1) == 0 {
+		s.forget()
 		s.c.free()
 	}
 }
@@ -270,14 +268,6 @@ func (s *Stream) holdLocked(pieces [][]byte) {
 	}
 }
 
-// unlistLocked tells the budget when nothing is held any more.
-func (s *Stream) unlistLocked() {
-	if r := &s.recv; r.listed && s.held.Load() == 0 {
-		r.listed = false
-		s.c.cfg.Budget.list(s, false)
-	}
-}
-
 // skip drops the first n bytes of pieces.
 func skip(pieces [][]byte, n int) [][]byte {
 	for n >= len(pieces[0]) {
@@ -286,44 +276,6 @@ func skip(pieces [][]byte, n int) [][]byte {
 	}
 	pieces[0] = pieces[0][n:]
 	return pieces
-}
-
-// consumedLocked notes that the application has n more bytes and returns the credit
-// to give, if it is worth a frame by now.
-func (s *Stream) consumedLocked(n int) int {
-	r := &s.recv
-	r.credit += n
-	if r.credit < r.window/4 || r.eof {
-		return 0
-	}
-	c := r.credit
-	r.credit = 0
-	return c + s.resizeLocked(c)
-}
-
-// resizeLocked makes the stream's window larger for an application that takes
-// what comes, and smaller for one that does not while memory is tight. It returns how
-// much more than c, or less, the peer is to get.
-func (s *Stream) resizeLocked(c int) int {
-	r := &s.recv
-	change := 0
-	switch {
-	case s.c.cfg.Budget.tight():
-		if s.held.Load() > 0 {
-			change = -max(0, min(c, r.window/2, r.window-minWindow))
-		}
-	case r.window < int(s.c.cfg.StreamWindow) && s.held.Load() == 0 && (r.relay == nil || r.relay.unsent() <= c/2):
-		change = min(r.window, int(s.c.cfg.StreamWindow)-r.window)
-	}
-	r.window += change
-	return change
-}
-
-func (s *Stream) giveCredit(n int) {
-	if n > 0 {
-		s.recvWindow.Add(int64(n))
-		s.c.out.windowUpdate(s.id, n)
-	}
 }
 
 // receiveEnd handles END_STREAM.
@@ -411,16 +363,6 @@ func (s *Stream) trailers(h *block) error {
 	return nil
 }
 
-// credit widens the send window; false means that it overflows.
-func (s *Stream) credit(n int64) bool {
-	s.send.mu.Lock()
-	s.send.window += n
-	ok := s.send.window <= maxWindow
-	s.send.changed.Broadcast()
-	s.send.mu.Unlock()
-	return ok
-}
-
 // sentOne is told by the writer that a buffer of ours has left the queue.
 func (s *Stream) sentOne() {
 	if s.queued.Add(-1) == maxQueued-1 {
@@ -429,173 +371,3 @@ func (s *Stream) sentOne() {
 		s.send.mu.Unlock()
 	}
 }
-
-// reserveLocked takes up to n bytes of send credit; 0 means there is none and
-// somebody will broadcast on changed when there is.
-func (s *Stream) reserveLocked(n int64) int {
-	n = min(n, s.send.window)
-	if n <= 0 {
-		return 0
-	}
-	c := s.c
-	c.mu.Lock()
-	n = min(n, c.sendWindow, c.peerFrame)
-	if c.queued.Load() >= maxConnQueue {
-		n = 0
-	}
-	if n > 0 {
-		c.sendWindow -= n
-	} else if n = 0; !s.send.queuedIn {
-		s.send.queuedIn = true
-		c.sendWaiters = append(c.sendWaiters, s)
-	}
-	c.mu.Unlock()
-	s.send.window -= n
-	return int(n)
-}
-
-// refund gives credit back that was not used.
-func (s *Stream) refund(n int) {
-	if n == 0 {
-		return
-	}
-	s.send.mu.Lock()
-	s.send.window += int64(n)
-	s.send.mu.Unlock()
-	c := s.c
-	c.mu.Lock()
-	c.sendWindow += int64(n)
-	waiters := c.sendWaiters
-	c.sendWaiters = nil
-	c.mu.Unlock()
-	wakeSenders(waiters)
-}
-
-func wakeSenders(waiters []*Stream) {
-	for _, s := range waiters {
-		s.c.mu.Lock()
-		s.send.queuedIn = false
-		s.c.mu.Unlock()
-		s.send.mu.Lock()
-		s.send.changed.Broadcast()
-		s.send.mu.Unlock()
-	}
-}
-
-// net.Conn.
-
-// Read implements net.Conn. It returns io.EOF after the peer's orderly end.
-func (s *Stream) Read(p []byte) (int, error) {
-	r := &s.recv
-	r.mu.Lock()
-	for {
-		if r.backlog.n > 0 || len(p) == 0 {
-			n := r.backlog.read(p)
-			s.held.Add(int64(-n))
-			s.unlistLocked()
-			c := s.consumedLocked(n)
-			r.mu.Unlock()
-			s.giveCredit(c)
-			return n, nil
-		}
-		if err := s.readErrLocked(); err != nil {
-			r.mu.Unlock()
-			return 0, err
-		}
-		r.changed.Wait()
-	}
-}
-
-// Write implements net.Conn.
-func (s *Stream) Write(p []byte) (int, error) {
-	done := 0
-	for {
-		s.send.mu.Lock()
-		n := 0
-		for {
-			if err := s.writeErrLocked(); err != nil {
-				s.send.mu.Unlock()
-				return done, err
-			}
-			if done == len(p) {
-				s.send.mu.Unlock()
-				return done, nil
-			}
-			if s.queued.Load() < maxQueued {
-				if n = s.reserveLocked(int64(min(len(p)-done, maxPayload))); n > 0 {
-					break
-				}
-			}
-			s.send.changed.Wait()
-		}
-		s.send.mu.Unlock()
-		buf := frameBufs.Get().(*frameBuf)
-		putDataHeader(buf.b[:], n, s.id)
-		copy(buf.b[frameHeaderLen:], p[done:done+n])
-		s.sent.Add(uint64(n))
-		done += n
-		if !s.c.out.data(s, buf, frameHeaderLen+n) {
-			frameBufs.Put(buf)
-		}
-	}
-}
-
-func (s *Stream) readErrLocked() error {
-	switch r := &s.recv; {
-	case r.err != nil:
-		return r.err
-	case r.eof:
-		return io.EOF
-	case r.deadline.passed():
-		return os.ErrDeadlineExceeded
-	}
-	return nil
-}
-
-func (s *Stream) writeErrLocked() error {
-	switch w := &s.send; {
-	case w.err != nil:
-		return w.err
-	case w.closed:
-		return errWriteClosed
-	case w.deadline.passed():
-		return os.ErrDeadlineExceeded
-	}
-	return nil
-}
-
-// CloseWrite ends our half in order; the peer reads EOF.
-func (s *Stream) CloseWrite() error {
-	s.send.mu.Lock()
-	if s.send.err != nil || s.send.closed {
-		err := s.send.err
-		s.send.mu.Unlock()
-		return err
-	}
-	s.send.closed = true
-	s.halves.Or(endQueued)
-	s.send.changed.Broadcast()
-	s.send.mu.Unlock()
-	s.c.out.endStream(s)
-	s.ended(sendEnded)
-	return nil
-}
-
-// Close ends both halves: ours in order, and the peer's with CANCEL if it has
-// not ended it itself.
-func (s *Stream) Close() error {
-	_ = s.CloseWrite()
-	s.sendReset(http2.ErrCodeCancel)
-	s.end(net.ErrClosed, true)
-	return nil
-}
-
-// streamAddr is the address of the connection under a stream.
-type streamAddr netip.AddrPort
-
-func (streamAddr) Network() string  { return "hbone" }
-func (a streamAddr) String() string { return netip.AddrPort(a).String() }
-
-// LocalAddr and RemoteAddr are those of the connection under the stream.
-func (s *Stream) LocalAddr() net.Addr  { return streamAddr(s.c.local) }
-func (s *Stream) RemoteAddr() net.Addr { return streamAddr(s.c.remote) }

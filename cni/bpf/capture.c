@@ -154,14 +154,40 @@ static __always_inline struct switches *load_settings(void)
 	return bpf_map_lookup_elem(&settings, &zero);
 }
 
+#define LINK_HEADER 14 /* of Ethernet */
+
+/* Devices such as tun and WireGuard have none: there the packet begins with what
+ * is at its network header. The type alone does not tell, an address in
+ * 8.0.0.0/16 looks like the one of IPv4. */
+static __always_inline int lacks_link_header(struct __sk_buff *skb)
+{
+	struct {
+		__u32 word[3];
+		__be16 type, unused;
+	} first = {}, ip = {};
+
+	if (bpf_skb_load_bytes(skb, 0, &first, LINK_HEADER) < 0 || first.type != skb->protocol)
+		return 1;
+	return !load(skb, 0, &ip, LINK_HEADER) && first.word[0] == ip.word[0] && first.word[1] == ip.word[1] &&
+	       first.word[2] == ip.word[2] && first.type == ip.type;
+}
+
 static __always_inline int turn_around(struct __sk_buff *skb)
 {
 	/* With the gateway's MAC eth_type_trans() would call the packet
 	 * somebody else's; lo's own address is all zero. */
 	__u8 none[6] = {};
 
-	if (bpf_skb_store_bytes(skb, 0, none, sizeof(none), 0) < 0)
+	if (lacks_link_header(skb)) {
+		__be16 type = skb->protocol;
+
+		/* The new bytes are zero. */
+		if (bpf_skb_change_head(skb, LINK_HEADER, 0) < 0 ||
+		    bpf_skb_store_bytes(skb, 12, &type, sizeof(type), 0) < 0)
+			return drop(STAT_DROP_REDIRECT);
+	} else if (bpf_skb_store_bytes(skb, 0, none, sizeof(none), 0) < 0) {
 		return drop(STAT_DROP_REDIRECT);
+	}
 	skb->mark = (skb->mark & ~MARK_MASK) | MARK_CAPTURE;
 	return bpf_redirect(IFINDEX_LO, BPF_F_INGRESS);
 }
@@ -182,6 +208,19 @@ static __always_inline int from_proxy(struct __sk_buff *skb, const struct switch
 		return 1;
 	count(STAT_MARK_FORGED);
 	return 0;
+}
+
+/* What the pod sends on for others: it came in over a device, and no NAT has made
+ * it the pod's own. A packet made here has not come in, whatever source a raw
+ * socket gave it. */
+static __always_inline int passes_through(struct __sk_buff *skb, const struct packet *p)
+{
+	struct address from;
+
+	if (!skb->ingress_ifindex || skb->ingress_ifindex == IFINDEX_LO)
+		return 0;
+	source_of(p, &from);
+	return !bpf_map_lookup_elem(&addresses, &from);
 }
 
 SEC("tc/egress")
@@ -227,7 +266,7 @@ int egress(struct __sk_buff *skb)
 		return NEXT;
 	}
 	if (p.syn) {
-		local = (s->flags & FLAG_OUTBOUND) && !to_link_local(&p);
+		local = (s->flags & FLAG_OUTBOUND) && !to_link_local(&p) && !passes_through(skb, &p);
 		count(local ? STAT_OUTBOUND_CAPTURED : STAT_OUTBOUND_DIRECT);
 	} else if (known == VERDICT_WIRE) {
 		/* Only now: connect(AF_UNSPEC) makes a new client of an old

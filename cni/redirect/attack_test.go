@@ -163,6 +163,8 @@ func sendRaw(t *testing.T, ns *netns.NS, dst netip.Addr, packets [][]byte) {
 
 // TestHiddenSYNs sends a SYN in every shape, out of the pod and into it. It is
 // either seen and captured, or dropped and counted, never let past.
+//
+//ambit:feature redirect-fragments redirect-extension-headers
 func TestHiddenSYNs(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -208,6 +210,8 @@ func TestHiddenSYNs(t *testing.T) {
 
 // TestShapesAreReal proves that the shapes above reach a listener when nothing
 // captures, so that the test above tests something.
+//
+//ambit:feature redirect-fragments redirect-extension-headers
 func TestShapesAreReal(t *testing.T) {
 	n := newTopology(t)
 	startApp(t, n.peer, "peer", at(netip.IPv6Unspecified(), 8080))
@@ -255,6 +259,10 @@ func resetsSent(t *testing.T, ns *netns.NS) int {
 	return n
 }
 
+// TestSynCookies forces cookies, with which the last ACK of a handshake is all
+// there is to see of it.
+//
+//ambit:feature redirect-syncookies
 func TestSynCookies(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -273,6 +281,8 @@ func TestSynCookies(t *testing.T) {
 
 // TestPortReuseOnTimeWait lets the pod's side close first, so that its end is in
 // TIME_WAIT when the client comes again from the same port.
+//
+//ambit:feature redirect-time-wait
 func TestPortReuseOnTimeWait(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := prepareCaptured(t, changes...)
@@ -281,6 +291,7 @@ func TestPortReuseOnTimeWait(t *testing.T) {
 		s.serve(t, c.cfg.Listeners.Inbound, func(conn *net.TCPConn) { greet(conn, "inbound") }) // and close
 		c.set(t)
 		for _, f := range bothFamilies {
+			hinted := c.stat(t, "inbound_hinted")
 			for range 5 {
 				o := netns.SocketOptions{}
 				var in *client
@@ -298,13 +309,17 @@ func TestPortReuseOnTimeWait(t *testing.T) {
 				}
 				in.Close()
 			}
-		}
-		if c.stat(t, "inbound_hinted") == 0 {
-			t.Fatal("no SYN met a TIME_WAIT socket")
+			if c.stat(t, "inbound_hinted") == hinted {
+				t.Fatalf("%s: no SYN met a TIME_WAIT socket", f.name)
+			}
 		}
 	})
 }
 
+// TestHBONEPort: an application cannot have the port, nor a share of any of our
+// listeners: SO_REUSEPORT needs both sides' consent, and ours do not give it.
+//
+//ambit:feature redirect-listeners
 func TestHBONEPort(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -317,11 +332,46 @@ func TestHBONEPort(t *testing.T) {
 				}
 			}
 		}
+		for _, port := range []uint16{HBONEPort, outboundPort, inboundPort, dnsPort} {
+			for _, a := range []netip.Addr{netip.IPv6Unspecified(), netip.IPv4Unspecified(), podAddr4, podAddr6} {
+				if err := joins(t, c.pod, at(a, port)); !errors.Is(err, unix.EADDRINUSE) {
+					t.Errorf("a process of the pod joined the listener at %s: %v", at(a, port), err)
+				}
+			}
+		}
 	})
+}
+
+// joins listens at an address with SO_REUSEPORT and SO_REUSEADDR.
+func joins(t *testing.T, ns *netns.NS, a netip.AddrPort) (err error) {
+	t.Helper()
+	within(t, ns, func() error {
+		family, sa := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()})
+		if a.Addr().Is4() {
+			family, sa = unix.AF_INET, &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+		}
+		fd, serr := unix.Socket(family, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if serr != nil {
+			return serr
+		}
+		defer unix.Close(fd)
+		for _, o := range []int{unix.SO_REUSEADDR, unix.SO_REUSEPORT} {
+			if serr := unix.SetsockoptInt(fd, unix.SOL_SOCKET, o, 1); serr != nil {
+				return serr
+			}
+		}
+		if err = unix.Bind(fd, sa); err == nil {
+			err = unix.Listen(fd, 1)
+		}
+		return nil
+	})
+	return err
 }
 
 // TestLateAddress: an address added after Set is not known to the programs, and
 // still nothing reaches the application past the proxy.
+//
+//ambit:feature redirect-late-address
 func TestLateAddress(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -349,6 +399,8 @@ func TestLateAddress(t *testing.T) {
 
 // TestEmptySlotsFailClosed: without listeners nothing passes, in either
 // direction, and service resumes on the same connections once slots are filled.
+//
+//ambit:feature redirect-fail-closed
 func TestEmptySlotsFailClosed(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := prepareCaptured(t, changes...)
@@ -398,6 +450,8 @@ func TestEmptySlotsFailClosed(t *testing.T) {
 const cgroupRoot = "/sys/fs/cgroup/unified"
 
 // TestForgedMark: the proxy's mark is worth nothing in a foreign cgroup.
+//
+//ambit:feature redirect-mark
 func TestForgedMark(t *testing.T) {
 	var fs unix.Statfs_t
 	if err := unix.Statfs(cgroupRoot, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
@@ -405,28 +459,33 @@ func TestForgedMark(t *testing.T) {
 	}
 	mine := cgroupID(t, cgroupRoot)
 	foreign := mine + 1<<40
-	for _, p := range []struct {
-		name    string
-		allowed uint64
-		takes   string
-	}{{"own cgroup", mine, "peer"}, {"foreign cgroup", foreign, "outbound"}} {
-		t.Run(p.name, func(t *testing.T) {
-			self, err := os.ReadFile("/proc/self/cgroup")
-			if err != nil || !strings.Contains(string(self), "0::/\n") {
-				t.Skipf("not in the root cgroup: %q", self)
-			}
-			c := newCaptured(t, func(_ *Options, cfg *Config) { cfg.ProxyCgroups = []uint64{p.allowed} })
-			startApp(t, c.peer, "peer", at(netip.IPv6Unspecified(), 8080))
-			m, err := dialFor(t, c.pod, netip.AddrPort{}, at(peerAddr4, 8080), netns.SocketOptions{Mark: netns.Mark}, patience)
-			if err != nil {
-				t.Fatal(err)
-			}
-			m.expect(t, p.takes, podAddr4, at(peerAddr4, 8080))
-			if forged := c.stat(t, "mark_forged"); (forged > 0) != (p.allowed == foreign) {
-				t.Errorf("%d forged packets counted", forged)
-			}
-		})
-	}
+	variants(t, func(t *testing.T, changes ...change) {
+		for _, p := range []struct {
+			name    string
+			allowed uint64
+			takes   string
+		}{{"own cgroup", mine, "peer"}, {"foreign cgroup", foreign, "outbound"}} {
+			t.Run(p.name, func(t *testing.T) {
+				self, err := os.ReadFile("/proc/self/cgroup")
+				if err != nil || !strings.Contains(string(self), "0::/\n") {
+					t.Skipf("not in the root cgroup: %q", self)
+				}
+				c := newCaptured(t, append(changes, func(_ *Options, cfg *Config) { cfg.ProxyCgroups = []uint64{p.allowed} })...)
+				startApp(t, c.peer, "peer", at(netip.IPv6Unspecified(), 8080))
+				for _, f := range bothFamilies {
+					before := c.stat(t, "mark_forged")
+					m, err := dialFor(t, c.pod, netip.AddrPort{}, at(f.peer, 8080), netns.SocketOptions{Mark: netns.Mark}, patience)
+					if err != nil {
+						t.Fatal(err)
+					}
+					m.expect(t, p.takes, f.pod, at(f.peer, 8080))
+					if forged := c.stat(t, "mark_forged") - before; (forged > 0) != (p.allowed == foreign) {
+						t.Errorf("%s: %d forged packets counted", f.name, forged)
+					}
+				}
+			})
+		}
+	})
 }
 
 // cgroupID is the inode of the cgroup's folder.
@@ -441,29 +500,51 @@ func cgroupID(t *testing.T, path string) uint64 {
 
 // TestReconnectedSocket: a socket whose first connection was direct becomes a
 // client again. What was known of it must not carry the new connection past.
+//
+//ambit:feature redirect-verdict
 func TestReconnectedSocket(t *testing.T) {
-	c := prepareCaptured(t)
-	startProxy(t, c.pod, c.cfg.Listeners)
-	startApp(t, c.peer, "peer", at(netip.IPv6Unspecified(), 8080))
-	old := dial(t, c.pod, at(peerAddr4, 8080))
-	old.expect(t, "peer", podAddr4, at(peerAddr4, 8080))
-	c.set(t)
-	old.ping(t, "still direct")
-	rc, err := old.SyscallConn()
+	variants(t, func(t *testing.T, changes ...change) {
+		c := prepareCaptured(t, changes...)
+		startProxy(t, c.pod, c.cfg.Listeners)
+		startApp(t, c.peer, "peer", at(netip.IPv6Unspecified(), 8080))
+		var old []*client
+		for _, f := range bothFamilies {
+			o := dial(t, c.pod, at(f.peer, 8080))
+			o.expect(t, "peer", f.pod, at(f.peer, 8080))
+			old = append(old, o)
+		}
+		c.set(t)
+		for i, f := range bothFamilies {
+			old[i].ping(t, "still direct")
+			reconnect(t, old[i], at(f.peer, 8080))
+			old[i].expect(t, "outbound", f.pod, at(f.peer, 8080))
+		}
+	})
+}
+
+// reconnect makes a new client of a connected socket.
+func reconnect(t *testing.T, c *client, to netip.AddrPort) {
+	t.Helper()
+	rc, err := c.SyscallConn()
 	if err != nil {
 		t.Fatal(err)
 	}
+	sa := unix.Sockaddr(&unix.SockaddrInet6{Port: int(to.Port()), Addr: to.Addr().As16()})
+	if to.Addr().Is4() {
+		sa = &unix.SockaddrInet4{Port: int(to.Port()), Addr: to.Addr().As4()}
+	}
+	var inner error
 	if err := rc.Control(func(fd uintptr) {
-		unspec := unix.RawSockaddrInet4{Family: unix.AF_UNSPEC}
-		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspec)), unix.SizeofSockaddrInet4); errno != 0 {
-			t.Fatalf("disconnect: %v", errno)
+		unspec := unix.RawSockaddrInet6{Family: unix.AF_UNSPEC}
+		if _, _, errno := unix.Syscall(unix.SYS_CONNECT, fd, uintptr(unsafe.Pointer(&unspec)), unix.SizeofSockaddrInet6); errno != 0 {
+			inner = errno
+			return
 		}
-		err = unix.Connect(int(fd), &unix.SockaddrInet4{Port: 8080, Addr: peerAddr4.As4()})
-	}); err != nil && !errors.Is(err, unix.EINPROGRESS) {
+		inner = unix.Connect(int(fd), sa)
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if err != nil && !errors.Is(err, unix.EINPROGRESS) {
-		t.Fatal(err)
+	if inner != nil && !errors.Is(inner, unix.EINPROGRESS) {
+		t.Fatal(inner)
 	}
-	old.expect(t, "outbound", podAddr4, at(peerAddr4, 8080))
 }

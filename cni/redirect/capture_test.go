@@ -2,6 +2,10 @@ package redirect
 
 import (
 	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"io"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"strconv"
@@ -24,6 +28,7 @@ var bothFamilies = []struct {
 	{"IPv6", podAddr6, peerAddr6, netip.MustParseAddr("fd96::7"), netip.IPv6Unspecified()},
 }
 
+//ambit:feature redirect-outbound
 func TestOutboundIsCapturedWithItsDestination(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -37,30 +42,40 @@ func TestOutboundIsCapturedWithItsDestination(t *testing.T) {
 	})
 }
 
+//ambit:feature redirect-mark
 func TestMarkedSocketsPass(t *testing.T) {
-	c := newCaptured(t)
-	for _, f := range bothFamilies {
-		startApp(t, c.peer, "peer", at(f.peer, 8080))
-		m, err := dialFor(t, c.pod, netip.AddrPort{}, at(f.peer, 8080), netns.SocketOptions{Mark: netns.Mark}, patience)
-		if err != nil {
-			t.Fatal(err)
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		for _, f := range bothFamilies {
+			startApp(t, c.peer, "peer", at(f.peer, 8080))
+			m, err := dialFor(t, c.pod, netip.AddrPort{}, at(f.peer, 8080), netns.SocketOptions{Mark: netns.Mark}, patience)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.expect(t, "peer", f.pod, at(f.peer, 8080))
 		}
-		m.expect(t, "peer", f.pod, at(f.peer, 8080))
-	}
+	})
 }
 
+//ambit:feature redirect-self
 func TestPodReachesItselfDirectly(t *testing.T) {
-	c := newCaptured(t)
-	startApp(t, c.pod, "app", at(netip.IPv6Unspecified(), 8080))
-	for _, a := range []netip.Addr{podAddr4, podAddr6, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.1.2.3"), netip.IPv6Loopback()} {
-		self := a
-		if a.String() == "127.1.2.3" {
-			self = netip.MustParseAddr("127.0.0.1")
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		startApp(t, c.pod, "app", at(netip.IPv6Unspecified(), 8080))
+		for _, a := range []netip.Addr{podAddr4, podAddr6, netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("127.1.2.3"), netip.IPv6Loopback()} {
+			self := a
+			if a.String() == "127.1.2.3" {
+				self = netip.MustParseAddr("127.0.0.1")
+			}
+			dial(t, c.pod, at(a, 8080)).expect(t, "app", self, at(a, 8080))
 		}
-		dial(t, c.pod, at(a, 8080)).expect(t, "app", self, at(a, 8080))
-	}
+	})
 }
 
+// TestInboundKeepsTheSource: the proxy's own connection to the application, from
+// the client's address, is not captured once more.
+//
+//ambit:feature redirect-inbound
 func TestInboundKeepsTheSource(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -74,18 +89,23 @@ func TestInboundKeepsTheSource(t *testing.T) {
 	})
 }
 
+//ambit:feature redirect-closed-port
 func TestInboundToAClosedPort(t *testing.T) {
-	c := newCaptured(t)
-	for _, f := range bothFamilies {
-		in := dial(t, c.peer, at(f.pod, 9))
-		if got := in.line(t); got[len(got)-6:] != "failed" {
-			t.Fatalf("got %q, want the dial to a closed port to fail at once", got)
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		for _, f := range bothFamilies {
+			in := dial(t, c.peer, at(f.pod, 9))
+			if got := in.line(t); !strings.HasSuffix(got, "failed") {
+				t.Fatalf("got %q, want the dial to a closed port to fail at once", got)
+			}
 		}
-	}
+	})
 }
 
 // Link-local addresses belong to a link, so a connection to one cannot be taken
 // over lo: the application's socket is bound to its device. It goes direct.
+//
+//ambit:feature redirect-link-local
 func TestOutboundToLinkLocalGoesDirect(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -122,5 +142,67 @@ func TestOutboundToLinkLocalGoesDirect(t *testing.T) {
 		got.ping(t, "direct")
 		// What only looks like it is captured: fec0::/10 was site-local.
 		dial(t, c.pod, at(netip.MustParseAddr("fec0::1"), 80)).expect(t, "outbound", podAddr6, at(netip.MustParseAddr("fec0::1"), 80))
+	})
+}
+
+// TestReversePathFilter: whatever the pod says about where packets of an address
+// may come from, what is turned around into lo arrives.
+//
+//ambit:feature redirect-rp-filter
+func TestReversePathFilter(t *testing.T) {
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		startApp(t, c.pod, "app", at(netip.IPv6Unspecified(), 8080))
+		for _, filter := range []string{"0", "1", "2"} {
+			for _, device := range []string{"all", "default", "lo", "eth0"} {
+				sysctl(t, c.pod, "net/ipv4/conf/"+device+"/rp_filter", filter)
+			}
+			for _, f := range bothFamilies {
+				dial(t, c.pod, at(f.vip, 80)).expect(t, "outbound", f.pod, at(f.vip, 80))
+				in := dial(t, c.peer, at(f.pod, 8080))
+				in.expect(t, "inbound", f.peer, at(f.pod, 8080))
+				in.expect(t, "app", f.peer, at(f.pod, 8080))
+			}
+		}
+	})
+}
+
+// TestBulk: many segments, and those of many packets that the kernel cuts only
+// at the device (GSO), go through the programs unharmed.
+//
+//ambit:feature redirect-bulk
+func TestBulk(t *testing.T) {
+	variants(t, func(t *testing.T, changes ...change) {
+		c := newCaptured(t, changes...)
+		startApp(t, c.pod, "app", at(netip.IPv6Unspecified(), 8080))
+		const size = 30 << 20
+		for _, f := range bothFamilies {
+			out := dial(t, c.pod, at(f.vip, 80))
+			out.expect(t, "outbound", f.pod, at(f.vip, 80))
+			in := dial(t, c.peer, at(f.pod, 8080))
+			in.expect(t, "inbound", f.peer, at(f.pod, 8080))
+			in.expect(t, "app", f.peer, at(f.pod, 8080))
+			for _, conn := range []*client{out, in} {
+				if err := conn.SetDeadline(time.Now().Add(12 * patience)); err != nil {
+					t.Fatal(err)
+				}
+				sent := make(chan error, 1)
+				go func() {
+					_, err := io.CopyN(conn.TCPConn, rand.NewChaCha8([32]byte{}), size)
+					sent <- err
+				}()
+				want, got := sha256.New(), sha256.New()
+				_, _ = io.CopyN(want, rand.NewChaCha8([32]byte{}), size)
+				if _, err := io.CopyN(got, conn.r, size); err != nil {
+					t.Fatal(err)
+				}
+				if err := <-sent; err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(want.Sum(nil), got.Sum(nil)) {
+					t.Errorf("%s %s: other bytes than were sent", f.name, conn.RemoteAddr())
+				}
+			}
+		}
 	})
 }

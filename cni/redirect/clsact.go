@@ -66,7 +66,9 @@ func (s *state) attachFilter(dev device, d direction) error {
 
 // findFilter returns nil when there is none of ours.
 func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
-	filters, err := netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, d.parent())
+	filters, err := whole(func() ([]netlink.Filter, error) {
+		return netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, d.parent())
+	})
 	if err != nil {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no qdisc
 			return nil, nil

@@ -11,7 +11,10 @@ import (
 	"github.com/ambitmesh/ambit/cni/netns"
 )
 
-// TestDNSIsCaptured asks a name server nobody has, over UDP and TCP.
+// TestDNSIsCaptured asks a name server nobody has, over UDP, with a socket that is
+// connected and one that is not, and TCP.
+//
+//ambit:feature redirect-dns
 func TestDNSIsCaptured(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -29,30 +32,47 @@ func TestDNSIsCaptured(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			question, err := net.FilePacketConn(ask)
+			loose, err := net.FilePacketConn(ask)
 			ask.Close()
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer question.Close()
-			if _, err := question.(*net.UDPConn).WriteToUDPAddrPort([]byte("?"), server); err != nil {
+			defer loose.Close()
+			var bound net.Conn
+			within(t, c.pod, func() error {
+				bound, err = net.Dial("udp", server.String())
+				return err
+			})
+			defer bound.Close()
+			if _, err := loose.(*net.UDPConn).WriteToUDPAddrPort([]byte("?"), server); err != nil {
 				t.Fatal(err)
 			}
-			from, to := receive(t, pc.(*net.UDPConn))
-			if from.Addr() != f.pod || to != server {
-				t.Fatalf("question from %s to %s, want from %s to %s", from, to, f.pod, server)
-			}
-			answerAs(t, c.pod, to, from)
-			_ = question.SetReadDeadline(time.Now().Add(patience))
-			_, back, err := question.(*net.UDPConn).ReadFromUDPAddrPort(make([]byte, 16))
-			if err != nil {
+			answered(t, c.pod, pc.(*net.UDPConn), loose.(*net.UDPConn), f.pod, server)
+			if _, err := bound.Write([]byte("?")); err != nil {
 				t.Fatal(err)
 			}
-			if unmapped(back) != server {
-				t.Fatalf("answer from %s, want %s", back, server)
-			}
+			answered(t, c.pod, pc.(*net.UDPConn), bound.(*net.UDPConn), f.pod, server)
 		}
 	})
+}
+
+// answered takes a question from the pod at the proxy's socket and answers it as
+// the server that was asked.
+func answered(t *testing.T, ns *netns.NS, proxy, client *net.UDPConn, pod netip.Addr, server netip.AddrPort) {
+	t.Helper()
+	from, to := receive(t, proxy)
+	if from.Addr() != pod || to != server {
+		t.Fatalf("question from %s to %s, want from %s to %s", from, to, pod, server)
+	}
+	answerAs(t, ns, to, from)
+	_ = client.SetReadDeadline(time.Now().Add(patience))
+	_, back, err := client.ReadFromUDPAddrPort(make([]byte, 16))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if unmapped(back) != server {
+		t.Fatalf("answer from %s, want %s", back, server)
+	}
 }
 
 func unmapped(a netip.AddrPort) netip.AddrPort { return at(a.Addr().Unmap(), a.Port()) }

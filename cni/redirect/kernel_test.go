@@ -24,6 +24,7 @@ func TestOneSetOfNumbers(t *testing.T) {
 	}
 }
 
+//ambit:feature redirect-host-bpffs
 func TestPinRootMustBeTheHosts(t *testing.T) {
 	needRoot(t)
 	if _, err := New(Options{PinRoot: filepath.Join(t.TempDir(), "ambit")}); err == nil || !strings.Contains(err.Error(), "not a bpffs") {
@@ -56,6 +57,8 @@ func TestPinRootMustBeTheHosts(t *testing.T) {
 
 // TestMissingFeatures: a kernel without something is refused by name, all of it
 // at once, and the one that runs here is not.
+//
+//ambit:feature redirect-kernel
 func TestMissingFeatures(t *testing.T) {
 	needRoot(t)
 	have := func(lacks ...asm.BuiltinFunc) error {

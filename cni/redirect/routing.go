@@ -66,8 +66,19 @@ func captureRoute(family int) *netlink.Route {
 	return &netlink.Route{LinkIndex: ifindexLo, Table: table, Dst: dst, Type: unix.RTN_LOCAL, Scope: scope}
 }
 
+// whole repeats a listing while something changed under it: the kernel says so
+// (NLM_F_DUMP_INTR), and what it gave may lack something that was there.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 20 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 func hasRule(family int) (bool, error) {
-	rules, err := netlink.RuleList(family)
+	rules, err := whole(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	if err != nil {
 		return false, fmt.Errorf("list %s rules: %w", familyName(family), err)
 	}
@@ -82,8 +93,10 @@ func hasRule(family int) (bool, error) {
 
 func hasRoute(family int) (bool, error) {
 	want := captureRoute(family)
-	routes, err := netlink.RouteListFiltered(family, &netlink.Route{Table: table, Type: unix.RTN_LOCAL, LinkIndex: ifindexLo},
-		netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_OIF)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: table, Type: unix.RTN_LOCAL, LinkIndex: ifindexLo},
+			netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE|netlink.RT_FILTER_OIF)
+	})
 	if err != nil {
 		return false, fmt.Errorf("list %s routes of table %d: %w", familyName(family), table, err)
 	}
@@ -175,7 +188,7 @@ type inventory struct {
 }
 
 func takeInventory() (*inventory, error) {
-	links, err := netlink.LinkList()
+	links, err := whole(netlink.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list devices: %w", err)
 	}
@@ -185,7 +198,7 @@ func takeInventory() (*inventory, error) {
 			inv.devices = append(inv.devices, device{index: a.Index, name: a.Name})
 		}
 	}
-	addrs, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}

@@ -68,6 +68,8 @@ func TestSetAgainChangesNothing(t *testing.T) {
 }
 
 // damage is what can happen to a captured pod; Check must see it, Set heal it.
+//
+//ambit:feature redirect-drift redirect-order
 func TestDriftIsSeenAndRepaired(t *testing.T) {
 	pinOf := func(c *captured, name string) string {
 		return filepath.Join(c.r.opt.PinRoot, c.cfg.ContainerID, name)
@@ -206,6 +208,7 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 	}
 }
 
+//ambit:feature redirect-older redirect-update
 func TestConnectionsSurviveAttachUpdateDrain(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := prepareCaptured(t, changes...)
@@ -262,6 +265,7 @@ func TestConnectionsSurviveAttachUpdateDrain(t *testing.T) {
 	})
 }
 
+//ambit:feature redirect-leaves-nothing
 func TestClearLeavesNothing(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, changes...)
@@ -294,6 +298,7 @@ func TestClearLeavesNothing(t *testing.T) {
 	})
 }
 
+//ambit:feature redirect-leaves-nothing
 func TestCollectAfterTheNamespaceIsGone(t *testing.T) {
 	needRoot(t)
 	r, err := New(Options{PinRoot: pinRoot(t)})
@@ -365,6 +370,7 @@ func TestProve(t *testing.T) {
 	}
 }
 
+//ambit:feature redirect-late-address
 func TestWatch(t *testing.T) {
 	n := newTopology(t)
 	ctx, cancel := context.WithTimeout(context.Background(), patience)

@@ -30,6 +30,8 @@ func ownCgroup(t testing.TB) uint64 {
 
 // TestTrustProxies: a new proxy is known to the pods before it has any, and a
 // node that cannot tell its proxies any more goes back to the mark.
+//
+//ambit:feature redirect-mark
 func TestTrustProxies(t *testing.T) {
 	mine := ownCgroup(t)
 	foreign := mine + 1<<40

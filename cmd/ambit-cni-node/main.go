@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"sync"
 	"syscall"
 
@@ -42,6 +43,9 @@ func run() error {
 	if o.version {
 		fmt.Println("ambit-cni-node", version)
 		return nil
+	}
+	if o.mountBPFFS {
+		return redirect.MountBPFFS(filepath.Dir(o.pinRoot), o.hostRoot)
 	}
 	log := slog.New(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: o.logLevel}))
 

@@ -34,6 +34,7 @@ type options struct {
 	addTimeout   time.Duration
 	check        bool
 	uninstall    bool
+	mountBPFFS   bool
 	version      bool
 }
 
@@ -71,6 +72,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.DurationVar(&o.node.DriftEvery, "drift-check", 30*time.Second, "pause between two looks at every captured pod")
 	f.BoolVar(&o.check, "check", false, "check configuration, kernel and mounts, change nothing, and end")
 	f.BoolVar(&o.uninstall, "uninstall", false, "take Ambit off a node where no agent runs: plugin, network configuration entry, capture; and end")
+	f.BoolVar(&o.mountBPFFS, "mount-bpffs", false, "mount a bpffs on the host for the pins where there is none, as on nodes that are containers; and end")
 	f.BoolVar(&o.version, "version", false, "print the version and end")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -89,7 +91,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	o.node.HostRoot = node.HostRoot(o.hostRoot)
 	// Ours ends first, so that the reason reaches the runtime.
 	o.node.AddWait = o.addTimeout - o.addTimeout/20
-	if o.version || o.uninstall {
+	if o.version || o.uninstall || o.mountBPFFS {
 		return o, nil
 	}
 	return o, o.node.Validate()

@@ -4,11 +4,17 @@ import (
 	_ "embed"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/ambitmesh/ambit/e2e/kubelab"
+	"github.com/ambitmesh/ambit/e2e/kubelab/ambitlab"
 )
+
+func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 
 //go:embed app.yaml
 var app string
@@ -32,75 +38,80 @@ spec:
 
 // TestDualStack takes a namespace into the mesh and out again, over IPv6.
 func TestDualStack(t *testing.T) {
-	l := start(t)
-	l.input(t, app, "kubectl", "apply", "-f", "-")
-	l.run(t, "kubectl", "wait", "--for=condition=Ready", "pod", "--all", "-n", "shop", "--timeout=90s")
-	l.run(t, "kubectl", "wait", "--for=condition=Ready", "pod", "--all", "-n", "outside", "--timeout=90s")
-	_, client := l.addresses(t, "shop", "client")
-	server4, server := l.addresses(t, "shop", "server")
-	_, near := l.addresses(t, "shop", "near")
+	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, IPv6First: true})
+	l.Apply(t, app)
+	l.Kubectl(t, "wait", "--for=condition=Ready", "pod", "--all", "-n", "shop", "--timeout=90s")
+	l.Kubectl(t, "wait", "--for=condition=Ready", "pod", "--all", "-n", "outside", "--timeout=90s")
+	_, client := addresses(t, l, "shop", "client")
+	server4, server := addresses(t, l, "shop", "server")
+	_, near := addresses(t, l, "shop", "near")
 	at := func(ip string) string { return net.JoinHostPort(ip, "8080") }
 	targets := map[string]string{
 		"pod address on another node": at(server), "pod address on the same node": at(near),
-		"Service of IPv6 on another node": l.vip(t, "six"), "Service of IPv6 on the same node": l.vip(t, "near"),
-		"Service of both families": l.vip(t, "dual"), "name of an IPv6 Service": "six.shop", "name of a headless Service": "headless.shop:8080",
+		"Service of IPv6 on another node": vip(t, l, "six"), "Service of IPv6 on the same node": vip(t, l, "near"),
+		"Service of both families": vip(t, l, "dual"), "name of an IPv6 Service": "six.shop", "name of a headless Service": "headless.shop:8080",
 	}
 	every := func(t *testing.T, word string) {
 		t.Helper()
 		for name, to := range targets {
-			out, err := l.get("shop", "client", to, token(word))
+			out, err := get(t, l, "shop", "client", to, ambitlab.Token(word))
 			if err != nil || !strings.Contains(out, "client=["+client+"]:") {
 				t.Errorf("%s (%s): %v: %s", name, to, err, out)
 			}
 		}
 	}
 	for name, to := range targets { // rules of the last kube-proxy
-		until(t, name, func() (string, bool) { out, err := l.get("shop", "client", to, "ready"); return out, err == nil })
+		ambitlab.Until(t, name, func() (string, bool) {
+			_, err := get(t, l, "shop", "client", to, "ready")
+			return fmt.Sprint(err), err == nil
+		})
 	}
-	readable := token("before")
-	if out, err := l.get("shop", "client", at(server), readable); err != nil {
-		t.Fatal(out)
+	readable := ambitlab.Token("before")
+	if out, err := get(t, l, "shop", "client", at(server), readable); err != nil {
+		t.Fatal(out, err)
 	}
-	until(t, "plaintext in the recording", func() (string, bool) { return "", l.recorded(readable) })
+	ambitlab.Until(t, "plaintext in the recording", func() (string, bool) { return "", l.Wire.Has(readable) })
 
-	l.run(t, "kubectl", "label", "namespace", "shop", "istio.io/dataplane-mode=ambient")
-	l.run(t, l.cli, "status", "-n", "shop", "--wait", "--timeout", "2m")
+	l.Kubectl(t, "label", "namespace", "shop", "istio.io/dataplane-mode=ambient")
+	if out, code := l.Ambit(t, "status", "-n", "shop", "--wait", "--timeout", "2m"); code != 0 {
+		t.Fatalf("the namespace did not become captured:\n%s", out)
+	}
 
 	t.Run("meshed", func(t *testing.T) {
 		every(t, "meshed")
-		until(t, "the server's ztunnel to name the client", func() (string, bool) {
-			out := l.run(t, "kubectl", "logs", "-n", "ambit-system", "-l", "app=ztunnel", "--tail=200")
+		ambitlab.Until(t, "the server's ztunnel to name the client", func() (string, bool) {
+			out := l.Kubectl(t, "logs", "-n", "ambit-system", "-l", "app=ztunnel", "--tail=200")
 			return "", strings.Contains(out, `dst.hbone_addr=`+at(server)) && strings.Contains(out, `src.identity="spiffe://cluster.local/ns/shop/sa/client"`)
 		})
 	})
 	t.Run("policy by source address", func(t *testing.T) {
-		l.input(t, fmt.Sprintf(noClient, client), "kubectl", "apply", "-f", "-")
-		l.refused(t, "the client by its IPv6 address", "shop", "client", at(server))
-		if out, err := l.get("shop", "client", at(server4), token("other")); err != nil {
-			t.Errorf("refused by an address it does not have here: %s", out)
+		l.Apply(t, fmt.Sprintf(noClient, client))
+		l.Refused(t, "the client by its IPv6 address", "shop", "client", "http://"+at(server)+"/"+ambitlab.Token("shop"+"-refused"))
+		if _, err := get(t, l, "shop", "client", at(server4), ambitlab.Token("other")); err != nil {
+			t.Errorf("refused by an address it does not have here: %v", err)
 		}
-		l.run(t, "kubectl", "delete", "authorizationpolicy", "-n", "shop", "no-client")
-		until(t, "the client to be let in again", func() (string, bool) {
-			out, err := l.get("shop", "client", at(server), token("again"))
-			return out, err == nil
+		l.Kubectl(t, "delete", "authorizationpolicy", "-n", "shop", "no-client")
+		ambitlab.Until(t, "the client to be let in again", func() (string, bool) {
+			_, err := get(t, l, "shop", "client", at(server), ambitlab.Token("again"))
+			return fmt.Sprint(err), err == nil
 		})
 	})
 	t.Run("addresses and devices that come later", func(t *testing.T) { late(t, l, server) })
 
 	// The recording is in order, and a moment late: a call after all of it that
 	// shows in it says that it is complete.
-	l.run(t, "kubectl", "label", "namespace", "shop", "istio.io/dataplane-mode-")
+	l.Kubectl(t, "label", "namespace", "shop", "istio.io/dataplane-mode-")
 	var left []string
-	until(t, "calls to go direct again", func() (string, bool) {
-		left = append(left, token("left"))
-		out, err := l.get("shop", "client", at(server), left[len(left)-1])
+	ambitlab.Until(t, "calls to go direct again", func() (string, bool) {
+		left = append(left, ambitlab.Token("left"))
+		_, err := get(t, l, "shop", "client", at(server), left[len(left)-1])
 		if err != nil {
-			t.Errorf("a call failed while the namespace left: %s", out)
+			t.Errorf("a call failed while the namespace left: %v", err)
 		}
-		return out, slices.ContainsFunc(left, l.recorded)
+		return "", slices.ContainsFunc(left, l.Wire.Has)
 	})
 	for _, word := range []string{"meshed-", "again-", "other-", "shop-refused-"} {
-		if l.recorded("/" + word) {
+		if l.Wire.Has("/" + word) {
 			t.Errorf("a call with %q crossed a link in plaintext", word)
 		}
 	}
@@ -109,9 +120,9 @@ func TestDualStack(t *testing.T) {
 
 // late gives a running pod an address and a device: plaintext to them is
 // accepted, as to the others, until STRICT refuses it.
-func late(t *testing.T, l *lab, server string) {
+func late(t *testing.T, l *ambitlab.Lab, server string) {
 	const extra, second = "fd44:0:0:2::ff99", "fd55::2"
-	l.onNode2(t, `
+	l.OnNode(t, "node2", `set -e
 		for n in /run/netns/*; do
 			if nsenter --net=$n ip -6 addr show eth0 2>/dev/null | grep -q ' `+server+`/'; then ns=$n; fi
 		done
@@ -124,37 +135,64 @@ func late(t *testing.T, l *lab, server string) {
 		nsenter --net=$ns ip link set second1 up
 		ip -6 addr add fd55::1/64 dev second0 nodad
 		ip link set second0 up`)
-	if out, err := l.cluster.Nodes()[0].Command(t.Context(), "ip", "-6", "route", "add", "fd55::/64", "via", l.cluster.Nodes()[1].IP6.String()).CombinedOutput(); err != nil {
+	if out, err := l.Cluster.Nodes()[0].Command(t.Context(), "ip", "-6", "route", "add", "fd55::/64", "via", l.Cluster.Nodes()[1].IP6.String()).CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	for _, to := range []string{extra, second} {
 		to = net.JoinHostPort(to, "8080")
-		until(t, to+" to answer a stranger", func() (string, bool) {
-			out, err := l.get("outside", "stranger", to, "hello")
-			return out, err == nil
+		ambitlab.Until(t, to+" to answer a stranger", func() (string, bool) {
+			_, err := get(t, l, "outside", "stranger", to, "hello")
+			return fmt.Sprint(err), err == nil
 		})
-		until(t, "the connection to "+to+" in the log", func() (string, bool) {
-			out := l.run(t, "kubectl", "logs", "-n", "ambit-system", "-l", "app=ztunnel", "--tail=200")
+		ambitlab.Until(t, "the connection to "+to+" in the log", func() (string, bool) {
+			out := l.Kubectl(t, "logs", "-n", "ambit-system", "-l", "app=ztunnel", "--tail=200")
 			return "", strings.Contains(out, "dst.addr="+to)
 		})
 	}
-	l.input(t, strict, "kubectl", "apply", "-f", "-")
+	l.Apply(t, strict)
 	for _, to := range []string{server, extra, second} {
-		l.refused(t, "plaintext to "+to, "outside", "stranger", net.JoinHostPort(to, "8080"))
+		l.Refused(t, "plaintext to "+to, "outside", "stranger", "http://"+net.JoinHostPort(to, "8080")+"/"+ambitlab.Token("outside"+"-refused"))
 	}
-	if out, err := l.get("shop", "client", net.JoinHostPort(server, "8080"), token("meshed")); err != nil {
-		t.Errorf("the meshed client: %s", out)
+	if _, err := get(t, l, "shop", "client", net.JoinHostPort(server, "8080"), ambitlab.Token("meshed")); err != nil {
+		t.Errorf("the meshed client: %v", err)
 	}
 	// Probes come over IPv6 here, and are not plaintext of a stranger. One that
 	// failed would show within two periods of a second.
 	began := time.Now()
-	until(t, "probes of five seconds", func() (string, bool) {
-		ready := l.run(t, "kubectl", "get", "pod", "-n", "shop", "server", "near", "-o",
+	ambitlab.Until(t, "probes of five seconds", func() (string, bool) {
+		ready := l.Kubectl(t, "get", "pod", "-n", "shop", "server", "near", "-o",
 			`jsonpath={.items[*].status.conditions[?(@.type=="Ready")].status}`)
 		if ready != "True True" {
 			t.Errorf("under STRICT, readiness of the servers: %s", ready)
 		}
 		return ready, time.Since(began) > 5*time.Second || ready != "True True"
 	})
-	l.run(t, "kubectl", "delete", "peerauthentication", "-n", "shop", "default")
+	l.Kubectl(t, "delete", "peerauthentication", "-n", "shop", "default")
+}
+
+// get makes one request from a pod; the path is a token to look for.
+func get(t *testing.T, l *ambitlab.Lab, namespace, pod, to, token string) (string, error) {
+	return l.Get(t, namespace, pod, "http://"+to+"/"+token)
+}
+
+// addresses are those of a pod. The cluster's first family is IPv6.
+func addresses(t *testing.T, l *ambitlab.Lab, namespace, pod string) (v4, v6 string) {
+	t.Helper()
+	ips := strings.Fields(l.Kubectl(t, "get", "pod", "-n", namespace, pod, "-o", "jsonpath={.status.podIPs[*].ip}"))
+	if len(ips) != 2 || strings.Contains(ips[1], ":") || !strings.Contains(ips[0], ":") {
+		t.Fatalf("addresses of %s: %v", pod, ips)
+	}
+	return ips[1], ips[0]
+}
+
+// vip is a Service's IPv6 address with its port.
+func vip(t *testing.T, l *ambitlab.Lab, name string) string {
+	t.Helper()
+	for _, ip := range strings.Fields(l.Kubectl(t, "get", "service", "-n", "shop", name, "-o", "jsonpath={.spec.clusterIPs[*]}")) {
+		if strings.Contains(ip, ":") {
+			return net.JoinHostPort(ip, "80")
+		}
+	}
+	t.Fatalf("Service %s has no IPv6 address", name)
+	return ""
 }

@@ -4,28 +4,30 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"github.com/ambitmesh/ambit/e2e/kubelab/ambitlab"
 )
 
-func cliVersion(t *testing.T, l *lab) {
-	out, code := l.ambit(t, "version")
+func cliVersion(t *testing.T, l *ambitlab.Lab) {
+	out, code := l.Ambit(t, "version")
 	if code != 0 {
 		t.Errorf("exit code %d", code)
 	}
-	for _, want := range []string{`client +` + version, `controller +` + version, `ztunnel +` + version + ` +node1`, `ztunnel +` + version + ` +node2`} {
+	for _, want := range []string{`client +` + ambitlab.Version, `controller +` + ambitlab.Version, `ztunnel +` + ambitlab.Version + ` +node1`, `ztunnel +` + ambitlab.Version + ` +node2`} {
 		if !regexp.MustCompile(want).MatchString(out) {
 			t.Errorf("no line %q in\n%s", want, out)
 		}
 	}
-	if out, code := l.ambit(t, "version", "--client"); code != 0 || !strings.Contains(out, version) {
+	if out, code := l.Ambit(t, "version", "--client"); code != 0 || !strings.Contains(out, ambitlab.Version) {
 		t.Errorf("version --client: exit code %d\n%s", code, out)
 	}
 }
 
-func cliStatus(t *testing.T, l *lab) {
-	s := l.space(t, ambient)
-	s.pair()
-	s.captured("server", "client", "client-beside")
-	out, code := l.ambit(t, "status", "-n", s.name)
+func cliStatus(t *testing.T, l *ambitlab.Lab) {
+	s := l.Space(t, ambitlab.Ambient)
+	s.Pair()
+	s.Captured("server", "client", "client-beside")
+	out, code := l.Ambit(t, "status", "-n", s.Name)
 	if code != 0 || !strings.Contains(out, "Ambit is healthy.") || !strings.Contains(out, "3 of 3 captured") {
 		t.Errorf("exit code %d\n%s", code, out)
 	}
@@ -34,7 +36,7 @@ func cliStatus(t *testing.T, l *lab) {
 			t.Errorf("%s is not 2 of 2 ready in\n%s", part, out)
 		}
 	}
-	if out, code := l.ambit(t, "status", "-n", s.name+"-none"); code != 2 {
+	if out, code := l.Ambit(t, "status", "-n", s.Name+"-none"); code != 2 {
 		t.Errorf("a namespace that is not there: exit code %d, want 2\n%s", code, out)
 	}
 }

@@ -1,14 +1,22 @@
 package firstlight
 
-import "testing"
+import (
+	"os"
+	"testing"
+
+	"github.com/ambitmesh/ambit/e2e/kubelab"
+	"github.com/ambitmesh/ambit/e2e/kubelab/ambitlab"
+)
+
+func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 
 // TestFirstLight shares one cluster. The first group leaves the mesh alone, so
 // its tests run side by side, each in its own namespace; the others break
 // something of the mesh and run one after the other.
 func TestFirstLight(t *testing.T) {
-	l := start(t)
+	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	t.Run("mesh", func(t *testing.T) {
-		for name, test := range map[string]func(*testing.T, *lab){
+		for name, test := range map[string]func(*testing.T, *ambitlab.Lab){
 			"running pods are captured without a restart":        labelRunningPods,
 			"a pod's first byte is encrypted":                    firstByte,
 			"pods opt in and out by their own label":             ownLabel,
@@ -29,7 +37,7 @@ func TestFirstLight(t *testing.T) {
 	})
 	for _, c := range []struct {
 		name string
-		test func(*testing.T, *lab)
+		test func(*testing.T, *ambitlab.Lab)
 	}{
 		{"ztunnel killed", ztunnelKilled},
 		{"node agent killed", agentKilled},

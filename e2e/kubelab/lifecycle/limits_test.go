@@ -1,13 +1,10 @@
 package lifecycle
 
 import (
-	"context"
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	authnv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
@@ -16,39 +13,24 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/ambitmesh/ambit/e2e/kubelab"
+	"github.com/ambitmesh/ambit/e2e/kubelab/ambitlab"
 )
 
 // api is a real API server without nodes: every object is the test's.
-type api struct {
-	*cluster
-	client kubernetes.Interface
-	rest   *rest.Config
-}
+type api struct{ *ambitlab.Lab }
 
-func startAPI(t *testing.T) *api {
+func (a api) node(t *testing.T, name string) {
 	t.Helper()
-	c := begin(t, kubelab.Options{Name: fmt.Sprintf("limits-%d", os.Getpid()), APIOnly: true})
-	rc, err := clientcmd.BuildConfigFromFlags("", c.Kubeconfig())
-	if err != nil {
-		t.Fatal(err)
-	}
-	rc.QPS = -1
-	return &api{cluster: c, client: kubernetes.NewForConfigOrDie(rc), rest: rc}
-}
-
-func (a *api) node(t *testing.T, name string) {
-	t.Helper()
-	if _, err := a.client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+	if _, err := a.Client.CoreV1().Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 }
 
-func (a *api) pod(t *testing.T, namespace, name, account, node, ip string) *corev1.Pod {
+func (a api) pod(t *testing.T, namespace, name, account, node, ip string) *corev1.Pod {
 	t.Helper()
-	pods := a.client.CoreV1().Pods(namespace)
+	pods := a.Client.CoreV1().Pods(namespace)
 	p, err := pods.Create(t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{"app": name}, Annotations: map[string]string{"owner": "somebody"}},
 		Spec:       corev1.PodSpec{NodeName: node, ServiceAccountName: account, Containers: []corev1.Container{{Name: "c", Image: "none"}}},
@@ -65,17 +47,17 @@ func (a *api) pod(t *testing.T, namespace, name, account, node, ip string) *core
 
 // as is a client with the token of an account, bound to pod as the kubelet
 // mounts it, or to nothing.
-func (a *api) as(t *testing.T, account string, pod *corev1.Pod) kubernetes.Interface {
+func (a api) as(t *testing.T, account string, pod *corev1.Pod) kubernetes.Interface {
 	t.Helper()
 	r := &authnv1.TokenRequest{}
 	if pod != nil {
 		r.Spec.BoundObjectRef = &authnv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
 	}
-	got, err := a.client.CoreV1().ServiceAccounts(system).CreateToken(t.Context(), account, r, metav1.CreateOptions{})
+	got, err := a.Client.CoreV1().ServiceAccounts(ambitlab.System).CreateToken(t.Context(), account, r, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	rc := rest.AnonymousClientConfig(a.rest)
+	rc := rest.AnonymousClientConfig(a.REST)
 	rc.BearerToken = got.Status.Token
 	return kubernetes.NewForConfigOrDie(rc)
 }
@@ -83,19 +65,19 @@ func (a *api) as(t *testing.T, account string, pod *corev1.Pod) kubernetes.Inter
 // TestAgentLimits is the ValidatingAdmissionPolicy of the node agents: what
 // they do every day passes, what a thief of a token would like does not.
 func TestAgentLimits(t *testing.T) {
-	a := startAPI(t)
+	a := api{ambitlab.Bare(t, kubelab.Options{Name: "limits", APIOnly: true})}
 	for _, f := range []string{"namespace.yaml", "cni-node-rbac.yaml", "cni-node-limits.yaml"} {
-		a.kubectl(t, "apply", "-f", filepath.Join(a.root, "deploy/ambit", f))
+		a.Kubectl(t, "apply", "-f", filepath.Join(a.Root, "deploy/ambit", f))
 	}
-	if _, err := a.client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := a.Client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "shop"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := a.client.CoreV1().ServiceAccounts("shop").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{}); err != nil {
+	if _, err := a.Client.CoreV1().ServiceAccounts("shop").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "web"}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	a.node(t, "node1")
 	a.node(t, "node2")
-	agent1 := a.pod(t, system, "agent-1", "ambit-cni-node", "node1", "172.30.0.11")
+	agent1 := a.pod(t, ambitlab.System, "agent-1", "ambit-cni-node", "node1", "172.30.0.11")
 	a.pod(t, "shop", "mine", "web", "node1", "10.244.1.5")
 	a.pod(t, "shop", "theirs", "web", "node2", "10.244.2.5")
 	bound, stolen := a.as(t, "ambit-cni-node", agent1), a.as(t, "ambit-cni-node", nil)
@@ -110,13 +92,10 @@ func TestAgentLimits(t *testing.T) {
 		}
 		return `{"metadata":{"annotations":{"` + key + `":` + value + `}}}`
 	}
-	const redirection = "ambient.istio.io/redirection"
 	// The API server takes a new policy up after a moment.
-	eventually(t, "the policy to be in force", func() error {
-		if err := patch(bound, "theirs", note(redirection, "")); !apierrors.IsForbidden(err) {
-			return fmt.Errorf("not refused: %v", err)
-		}
-		return nil
+	ambitlab.Until(t, "the policy to be in force", func() (string, bool) {
+		err := patch(bound, "theirs", note(ambitlab.Redirection, ""))
+		return fmt.Sprint("not refused: ", err), apierrors.IsForbidden(err)
 	})
 	for _, c := range []struct {
 		name      string
@@ -124,14 +103,14 @@ func TestAgentLimits(t *testing.T) {
 		pod, body string
 		refused   string // "" passes
 	}{
-		{"captured", bound, "mine", note(redirection, "enabled"), ""},
+		{"captured", bound, "mine", note(ambitlab.Redirection, "enabled"), ""},
 		{"why not", bound, "mine", note("ambitmesh.io/redirection-reason", "because"), ""},
-		{"released", bound, "mine", note(redirection, "null"), ""},
-		{"another node's pod", bound, "theirs", note(redirection, "enabled"), "own node"},
-		{"a token that names no node", stolen, "mine", note(redirection, "enabled"), "own node"},
+		{"released", bound, "mine", note(ambitlab.Redirection, "null"), ""},
+		{"another node's pod", bound, "theirs", note(ambitlab.Redirection, "enabled"), "own node"},
+		{"a token that names no node", stolen, "mine", note(ambitlab.Redirection, "enabled"), "own node"},
 		{"the pod's address", bound, "mine", `{"status":{"podIP":"10.244.1.66","podIPs":[{"ip":"10.244.1.66"}]}}`, "status itself"},
 		{"readiness", bound, "mine", `{"status":{"conditions":[{"type":"Ready","status":"True"}]}}`, "status itself"},
-		{"its phase, beside what is allowed", bound, "mine", `{"metadata":{"annotations":{"` + redirection + `":"enabled"}},"status":{"phase":"Succeeded"}}`, "status itself"},
+		{"its phase, beside what is allowed", bound, "mine", `{"metadata":{"annotations":{"` + ambitlab.Redirection + `":"enabled"}},"status":{"phase":"Succeeded"}}`, "status itself"},
 		{"another's annotation", bound, "mine", note("owner", "me"), "only write annotations"},
 		{"a new annotation", bound, "mine", note("sidecar.istio.io/status", "x"), "only write annotations"},
 		{"taking another's annotation away", bound, "mine", note("owner", "null"), "only remove annotations"},
@@ -149,32 +128,12 @@ func TestAgentLimits(t *testing.T) {
 		})
 	}
 	// The kubelet and everybody else go on as before.
-	if err := patch(a.client, "theirs", `{"status":{"podIP":"10.244.2.6","podIPs":[{"ip":"10.244.2.6"}]}}`); err != nil {
+	if err := patch(a.Client, "theirs", `{"status":{"podIP":"10.244.2.6","podIPs":[{"ip":"10.244.2.6"}]}}`); err != nil {
 		t.Errorf("the policy is in the way of others: %v", err)
 	}
 	// And the agent may not reach the pod by another door.
-	_, err := bound.CoreV1().Pods("shop").Patch(t.Context(), "mine", types.MergePatchType, []byte(note(redirection, "enabled")), metav1.PatchOptions{})
+	_, err := bound.CoreV1().Pods("shop").Patch(t.Context(), "mine", types.MergePatchType, []byte(note(ambitlab.Redirection, "enabled")), metav1.PatchOptions{})
 	if !apierrors.IsForbidden(err) {
 		t.Errorf("patch of the pod itself: %v", err)
-	}
-}
-
-// eventually waits for a state that nothing can be watched for.
-func eventually(t *testing.T, what string, ok func() error) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	tick := time.NewTicker(200 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("waited %s for %s: %v", patience, what, err)
-		case <-tick.C:
-		}
 	}
 }

@@ -119,6 +119,22 @@ func (a *Authority) Sign(csrPEM []byte, id identity.ID, ttl time.Duration) (chai
 	return append(chain, string(a.RootPEM())), nil
 }
 
+// Fingerprint tells signers apart: by key, issuing chain and trust anchors,
+// whatever the PEM around them looks like.
+func (a *Authority) Fingerprint() string {
+	h := sha256.New()
+	for _, list := range [][]*x509.Certificate{{a.issuer}, a.chain, a.roots} {
+		for _, c := range list {
+			h.Write(c.Raw)
+		}
+		h.Write([]byte{0})
+	}
+	return fmt.Sprintf("%x", h.Sum(nil))[:16]
+}
+
+// Roots are the signer's own trust anchors.
+func (a *Authority) Roots() []*x509.Certificate { return a.roots }
+
 // publicKey checks that whoever made the request holds the key in it.
 func publicKey(csrPEM []byte) (crypto.PublicKey, error) {
 	if len(csrPEM) > maxCSR {
@@ -147,7 +163,7 @@ func (a *Authority) issue(pub crypto.PublicKey, tmpl *x509.Certificate, ttl time
 	now := time.Now()
 	end := a.expiry()
 	if !now.Before(end) {
-		return nil, fmt.Errorf("issuing chain expired at %s", end.UTC().Format(time.RFC3339))
+		return nil, fmt.Errorf("%w at %s", ErrExpired, end.UTC().Format(time.RFC3339))
 	}
 	tmpl.SerialNumber = serial
 	tmpl.NotBefore = now.Add(-backdate)
@@ -186,17 +202,14 @@ func (a *Authority) expiry() time.Time {
 }
 
 // RootPEM is the trust anchors, one PEM block each.
-func (a *Authority) RootPEM() []byte {
+func (a *Authority) RootPEM() []byte { return certificatesPEM(a.roots) }
+
+func certificatesPEM(certs []*x509.Certificate) []byte {
 	var out []byte
-	for _, r := range a.roots {
-		out = append(out, encodePEM("CERTIFICATE", r.Raw)...)
+	for _, c := range certs {
+		out = append(out, encodePEM("CERTIFICATE", c.Raw)...)
 	}
 	return out
-}
-
-// RootHash identifies the set of trust anchors.
-func (a *Authority) RootHash() string {
-	return fmt.Sprintf("%x", sha256.Sum256(a.RootPEM()))[:16]
 }
 
 // Expiry reports the ends of the root and of the issuing chain.

@@ -17,19 +17,18 @@ type metrics struct {
 	issued         prometheus.Counter
 }
 
-func newMetrics(r prometheus.Registerer, a *Authority) metrics {
+func newMetrics(r prometheus.Registerer, a Signer) metrics {
 	f := promauto.With(r)
 	counter := func(name, help string) prometheus.Counter {
 		return f.NewCounter(prometheus.CounterOpts{Name: "citadel_server_" + name, Help: help})
 	}
-	root, chain := a.Expiry()
-	gauge := func(name, help string, value func() float64) {
-		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_" + name, Help: help}, value)
+	gauge := func(name, help string, value func(root, chain time.Time) float64) {
+		f.NewGaugeFunc(prometheus.GaugeOpts{Name: "citadel_server_" + name, Help: help}, func() float64 { return value(a.Expiry()) })
 	}
-	gauge("root_cert_expiry_timestamp", "Unix time when the root certificate ends.", func() float64 { return float64(root.Unix()) })
-	gauge("root_cert_expiry_seconds", "Seconds until the root certificate ends.", func() float64 { return time.Until(root).Seconds() })
-	gauge("cert_chain_expiry_timestamp", "Unix time when the issuing chain ends.", func() float64 { return float64(chain.Unix()) })
-	gauge("cert_chain_expiry_seconds", "Seconds until the issuing chain ends.", func() float64 { return time.Until(chain).Seconds() })
+	gauge("root_cert_expiry_timestamp", "Unix time when the root certificate ends.", func(root, _ time.Time) float64 { return float64(root.Unix()) })
+	gauge("root_cert_expiry_seconds", "Seconds until the root certificate ends.", func(root, _ time.Time) float64 { return time.Until(root).Seconds() })
+	gauge("cert_chain_expiry_timestamp", "Unix time when the issuing chain ends.", func(_, chain time.Time) float64 { return float64(chain.Unix()) })
+	gauge("cert_chain_expiry_seconds", "Seconds until the issuing chain ends.", func(_, chain time.Time) float64 { return time.Until(chain).Seconds() })
 	return metrics{
 		csrs:           counter("csr_count", "Certificate requests received."),
 		authentication: counter("authentication_failure_count", "Requests whose caller could not be authenticated."),

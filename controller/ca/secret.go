@@ -19,6 +19,9 @@ const (
 	KeyRootCert  = "root-cert.pem"  // trust anchors; absent means the issuer itself
 )
 
+// ErrExpired marks a CA whose time is over.
+var ErrExpired = errors.New("issuing chain expired")
+
 // Load makes an authority from the data of the Secret called name. Its errors
 // name the Secret and the key at fault, all of them at once.
 func Load(name string, data map[string][]byte) (*Authority, error) {
@@ -80,32 +83,43 @@ func (l *loader) fail(key string, err error) {
 }
 
 func (l *loader) certificates(key string, needed bool) []*x509.Certificate {
-	rest := bytes.TrimSpace(l.data[key])
-	if len(rest) == 0 {
+	text := bytes.TrimSpace(l.data[key])
+	if len(text) == 0 {
 		if needed {
 			l.fail(key, errors.New("missing"))
 		}
 		return nil
 	}
+	out, err := parseCertificates(text)
+	if err != nil {
+		l.fail(key, err)
+		return nil
+	}
+	return out
+}
+
+// parseCertificates reads PEM blocks, of which there must be one at least.
+func parseCertificates(text []byte) ([]*x509.Certificate, error) {
+	rest := bytes.TrimSpace(text)
 	var out []*x509.Certificate
 	for len(rest) > 0 {
 		block, more := pem.Decode(rest)
 		if block == nil {
-			l.fail(key, errors.New("not PEM"))
-			return nil
+			return nil, errors.New("not PEM")
 		}
 		if block.Type != "CERTIFICATE" {
-			l.fail(key, fmt.Errorf("holds a %s, want CERTIFICATE", block.Type))
-			return nil
+			return nil, fmt.Errorf("holds a %s, want CERTIFICATE", block.Type)
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			l.fail(key, err)
-			return nil
+			return nil, err
 		}
 		out, rest = append(out, c), bytes.TrimSpace(more)
 	}
-	return out
+	if len(out) == 0 {
+		return nil, errors.New("empty")
+	}
+	return out, nil
 }
 
 func (l *loader) privateKey() crypto.Signer {
@@ -158,7 +172,7 @@ func (l *loader) check(a *Authority) {
 		l.fail(KeyCAKey, fmt.Errorf("does not belong to the certificate in %s", KeyCACert))
 	}
 	if end := a.expiry(); !time.Now().Before(end) {
-		l.fail(KeyCACert, fmt.Errorf("issuing chain expired at %s", end.UTC().Format(time.RFC3339)))
+		l.fail(KeyCACert, fmt.Errorf("%w at %s", ErrExpired, end.UTC().Format(time.RFC3339)))
 		return
 	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()

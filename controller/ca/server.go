@@ -17,9 +17,15 @@ import (
 	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
+// Signer is what signs: an Authority, or a Keyring whose keys change.
+type Signer interface {
+	Sign(csrPEM []byte, id identity.ID, ttl time.Duration) (chain []string, err error)
+	Expiry() (root, chain time.Time)
+}
+
 // ServerConfig of the certificate service.
 type ServerConfig struct {
-	Authority    *Authority
+	Authority    Signer
 	Authenticate func(ctx context.Context) (Caller, error)
 	// TrustDomain of the mesh, "" means identity.DefaultTrustDomain. Nothing
 	// is signed for another one.

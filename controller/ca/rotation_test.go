@@ -1,0 +1,309 @@
+package ca
+
+import (
+	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"errors"
+	"fmt"
+	"math/big"
+	mathrand "math/rand/v2"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+var began = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+func wish(a *Authority) *Wish { return &Wish{Source: "cacerts", Authority: a} }
+
+// settled is a record with nothing under way.
+func settled(a *Authority) *Record {
+	return &Record{Source: "ambit-ca-secret", Signer: a, Longest: time.Hour}
+}
+
+func TestRotationStepByStep(t *testing.T) {
+	old, young := newAuthority(t, RootTTL), newAuthority(t, RootTTL)
+	at := func(d time.Duration, lacking ...string) Situation {
+		return Situation{Now: began.Add(d), Wish: wish(young), Lacking: lacking, Timeout: 10 * time.Minute, TTL: time.Hour}
+	}
+	r := settled(old)
+	step := func(s Situation, phase string, trusted ...*Authority) Outcome {
+		t.Helper()
+		out := r.Step(s)
+		r = out.Record
+		if r.Phase() != phase {
+			t.Fatalf("phase %s, want %s: %v", r.Phase(), phase, out.Events)
+		}
+		for _, a := range []*Authority{old, young} {
+			if got := bytes.Contains(r.Bundle(), a.RootPEM()); got != slices.Contains(trusted, a) {
+				t.Fatalf("%s: root trusted %t, want %t", phase, got, !got)
+			}
+		}
+		return out
+	}
+	// Lacking is about the bundle before: it does not count yet.
+	step(at(0), PhaseDistributing, old, young)
+	if r.Signer != old {
+		t.Fatal("switched before anybody could know")
+	}
+	out := step(at(time.Second, "node-b"), PhaseDistributing, old, young)
+	if !slices.Equal(out.Waiting, []string{"node-b"}) {
+		t.Errorf("waiting for %v", out.Waiting)
+	}
+	step(at(10*time.Minute, "node-b"), PhaseStalled, old, young)
+	// Everybody has it now, but after a stall only a command goes on.
+	step(at(11*time.Minute), PhaseStalled, old, young)
+	again := at(12*time.Minute, "node-b", "node-c")
+	again.Command = Command{Verb: CommandContinue}
+	step(again, PhaseDistributing, old, young)
+	without := at(13*time.Minute, "node-b", "node-c")
+	without.Command = Command{Verb: CommandWithout, Args: []string{"node-b"}}
+	if out := step(without, PhaseDistributing, old, young); !slices.Equal(out.Waiting, []string{"node-c"}) {
+		t.Errorf("waiting for %v", out.Waiting)
+	}
+	early := at(13*time.Minute, "node-b", "node-c")
+	early.Command = Command{Verb: CommandRetire}
+	if out := step(early, PhaseDistributing, old, young); out.Refused == nil {
+		t.Error("the only root in use may be removed")
+	}
+	bundle := r.Bundle()
+	step(at(14*time.Minute, "node-b"), PhaseRetiring, old, young)
+	if r.Signer != young || r.Previous != old || r.server() != old || r.Source != "cacerts" {
+		t.Error("the new key does not sign, or the old one not the server's certificate")
+	}
+	if !bytes.Equal(bundle, r.Bundle()) {
+		t.Error("the switch changes what is trusted")
+	}
+	step(at(14*time.Minute+time.Hour+lag-time.Second), PhaseRetiring, old, young)
+	step(at(14*time.Minute+time.Hour+lag), PhaseSettled, young)
+	if r.Previous != nil {
+		t.Error("the old key is kept")
+	}
+}
+
+func TestRotationByWay(t *testing.T) {
+	old, young, third := newAuthority(t, RootTTL), newAuthority(t, RootTTL), newAuthority(t, RootTTL)
+	renewed := reissue(t, old)
+	underWay := settled(old).Step(Situation{Now: began, Wish: wish(young), Timeout: time.Minute, TTL: time.Hour}).Record
+	retiring := underWay.Step(Situation{Now: began, Wish: wish(young), Timeout: time.Minute, TTL: time.Hour}).Record
+	for _, c := range []struct {
+		name    string
+		from    *Record
+		s       Situation
+		phase   string
+		signer  *Authority
+		trusted []*Authority
+		refused string
+	}{
+		{"as it is", settled(old), Situation{Wish: wish(old)}, PhaseSettled, old, []*Authority{old}, ""},
+		{"Secret gone", settled(old), Situation{}, PhaseSettled, old, []*Authority{old}, ""},
+		{"Secret damaged", settled(old), Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, PhaseSettled, old, []*Authority{old}, ""},
+		{"damaged under way", underWay, Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, PhaseDistributing, old, []*Authority{old, young}, ""},
+		{"gone under way", underWay, Situation{}, PhaseSettled, old, []*Authority{old}, ""},
+		{"taken back under way", underWay, Situation{Wish: wish(old)}, PhaseSettled, old, []*Authority{old}, ""},
+		{"another under way", underWay, Situation{Wish: wish(third)}, PhaseDistributing, old, []*Authority{old, third}, ""},
+		{"another while the old root goes", retiring, Situation{Wish: wish(third)}, PhaseDistributing, young, []*Authority{old, young, third}, ""},
+		{"back while the old root goes", retiring, Situation{Wish: wish(old)}, PhaseDistributing, young, []*Authority{old, young}, ""},
+		{"the same root, a new certificate of it", settled(old), Situation{Wish: wish(renewed)}, PhaseDistributing, old, []*Authority{old}, ""},
+		{"told to go on with nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandContinue}}, PhaseSettled, old, []*Authority{old}, "no change"},
+		{"told to remove nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandRetire}}, PhaseSettled, old, []*Authority{old}, "no old root"},
+		{"told to remove before the switch", underWay, Situation{Wish: wish(young), Lacking: []string{"n"}, Command: Command{Verb: CommandRetire}}, PhaseDistributing, old, []*Authority{old, young}, "does not sign yet"},
+		{"told to remove after it", retiring, Situation{Wish: wish(young), Command: Command{Verb: CommandRetire}}, PhaseSettled, young, []*Authority{young}, ""},
+		{"nonsense", settled(old), Situation{Wish: wish(old), Command: Command{Verb: "x"}}, PhaseSettled, old, []*Authority{old}, "no such command"},
+		{"signer expired", settled(old), Situation{Now: began.AddDate(20, 0, 0), Wish: wish(young)}, PhaseRetiring, young, []*Authority{old, young}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if c.s.Now.IsZero() {
+				c.s.Now = began.Add(time.Second)
+			}
+			c.s.Timeout, c.s.TTL = time.Minute, time.Hour
+			before := *c.from
+			out := c.from.Step(c.s)
+			if !reflect.DeepEqual(before, *c.from) {
+				t.Error("the record itself was changed")
+			}
+			r := out.Record
+			if r.Phase() != c.phase || r.Signer.Fingerprint() != c.signer.Fingerprint() {
+				t.Errorf("phase %s with signer %s: %v", r.Phase(), r.Signer.Fingerprint(), out.Events)
+			}
+			for _, a := range []*Authority{old, young, third} {
+				if got := bytes.Contains(r.Bundle(), a.RootPEM()); got != slices.Contains(c.trusted, a) {
+					t.Errorf("root %s trusted: %t", a.Fingerprint(), got)
+				}
+			}
+			if text := fmt.Sprint(out.Refused); (out.Refused == nil) != (c.refused == "") || !strings.Contains(text, c.refused) {
+				t.Errorf("refused: %v, want %q", out.Refused, c.refused)
+			}
+			// What was decided survives being written down.
+			data, err := r.SecretData()
+			if err != nil {
+				t.Fatal(err)
+			}
+			again, err := LoadRecord("ns/state", data)
+			if err != nil || again.Phase() != r.Phase() || !bytes.Equal(again.Bundle(), r.Bundle()) || again.Longest != r.Longest ||
+				again.server().Fingerprint() != r.server().Fingerprint() || again.Source != r.Source {
+				t.Errorf("read again: %+v, %v, want %+v", again, err, r)
+			}
+			if data, _ := again.SecretData(); !reflect.DeepEqual(data, must(r.SecretData())) {
+				t.Error("written again it differs")
+			}
+		})
+	}
+}
+
+func must[T any](v T, err error) T {
+	if err != nil {
+		panic(err)
+	}
+	return v
+}
+
+// reissue is an intermediate of a's root: another signer, the same root.
+func reissue(t *testing.T, a *Authority) *Authority {
+	t.Helper()
+	key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+	der := must(x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "issuer"},
+		NotBefore: a.issuer.NotBefore, NotAfter: a.issuer.NotAfter, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign},
+		a.issuer, key.Public(), a.key))
+	return must(Load("ns/cacerts", map[string][]byte{
+		KeyCACert: encodePEM("CERTIFICATE", der), KeyCAKey: encodePEM("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(key))),
+		KeyCertChain: encodePEM("CERTIFICATE", der), KeyRootCert: a.RootPEM(),
+	}))
+}
+
+// TestNobodyMeetsAStranger drives many nodes, which hear of a new bundle late
+// and renew their certificates when they like, through changes at random
+// moments, and asks the obvious: is every certificate in use of a root that
+// every node trusts?
+func TestNobodyMeetsAStranger(t *testing.T) {
+	const nodes, ttl = 5, 30 * time.Second
+	authorities := make([]*Authority, 4)
+	for i := range authorities {
+		authorities[i] = newAuthority(t, RootTTL)
+	}
+	switches, removals := 0, 0
+	known := map[[2]string]bool{}
+	trusts := func(bundle string, a *Authority) bool {
+		k := [2]string{bundle, a.Fingerprint()}
+		if _, ok := known[k]; !ok {
+			known[k] = strings.Contains(bundle, string(a.RootPEM()))
+		}
+		return known[k]
+	}
+	for seed := range uint64(20) {
+		rnd := mathrand.New(mathrand.NewPCG(seed, 1))
+		type node struct {
+			bundle  string
+			signer  *Authority
+			expires time.Time
+		}
+		now := began
+		r := &Record{Source: "a", Signer: authorities[0], Longest: ttl}
+		want := authorities[0]
+		seen := r // what a slow replica believes, for at most lag
+		seenAt := now
+		bundle := string(r.Bundle())
+		all := make([]node, nodes)
+		for i := range all {
+			all[i] = node{bundle, r.Signer, now.Add(ttl)}
+		}
+		for range 2000 {
+			now = now.Add(time.Duration(rnd.IntN(1000)) * time.Millisecond)
+			if rnd.IntN(200) == 0 {
+				want = authorities[rnd.IntN(len(authorities))]
+			}
+			for i := range all {
+				if rnd.IntN(4) == 0 {
+					all[i].bundle = bundle
+				}
+				// A certificate is renewed before it ends, by either replica.
+				if rnd.IntN(10) == 0 || !now.Add(time.Second).Before(all[i].expires) {
+					by := r.Signer
+					if rnd.IntN(2) == 0 {
+						by = seen.Signer
+					}
+					all[i].signer, all[i].expires = by, now.Add(ttl)
+				}
+			}
+			if now.Sub(seenAt) > reviewTTL-2*time.Second || rnd.IntN(50) == 0 {
+				seen, seenAt = r, now
+			}
+			var lacking []string
+			for i := range all {
+				if all[i].bundle != bundle {
+					lacking = append(lacking, fmt.Sprint(i))
+				}
+			}
+			out := r.Step(Situation{Now: now, Wish: &Wish{Source: "a", Authority: want}, Lacking: lacking, Timeout: time.Hour, TTL: ttl})
+			if out.Record.Signer != r.Signer {
+				switches++
+			}
+			if len(out.Record.Retired) < len(r.Retired) {
+				removals++
+			}
+			r, bundle = out.Record, string(out.Record.Bundle())
+			for i := range all {
+				for j := range all {
+					if !trusts(all[j].bundle, all[i].signer) {
+						t.Fatalf("seed %d: node %d meets a certificate of node %d it does not know; phase %s", seed, j, i, r.Phase())
+					}
+				}
+				if !trusts(all[i].bundle, r.server()) {
+					t.Fatalf("seed %d: node %d does not know the controller; phase %s", seed, i, r.Phase())
+				}
+			}
+		}
+	}
+	if switches < 50 || removals < 20 {
+		t.Errorf("only %d switches and %d removals were tried", switches, removals)
+	}
+}
+
+func TestDamagedRecordIsNamed(t *testing.T) {
+	r := settled(newAuthority(t, RootTTL)).Step(Situation{Now: began, Wish: wish(newAuthority(t, RootTTL)), Timeout: time.Minute, TTL: time.Hour}).Record
+	for _, c := range []struct{ key, value, want string }{
+		{KeyRotation, "", KeyRotation},
+		{KeyRotation, "{}", "source is missing"},
+		{KeyRotation, `{"source":"x","longestLifetime":"1"}`, "longestLifetime"},
+		{KeyRotation, `{"source":"x","longestLifetime":"48h"}`, "longestLifetime"},
+		{KeyRotation, `{"source":"x","longestLifetime":"1h","next":{}}`, "next.roots"},
+		{KeyRotation, `{"source":"x","longestLifetime":"1h","retired":[{"root":"x"}]}`, "retired[0].root"},
+		{KeyCAKey, "x", KeyCAKey},
+		{KeyRootCert, "x", KeyRootCert},
+	} {
+		data := must(r.SecretData())
+		data[c.key] = []byte(c.value)
+		if _, err := LoadRecord("ns/state", data); err == nil || !strings.Contains(err.Error(), "ns/state") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s = %q: %v", c.key, c.value, err)
+		}
+	}
+}
+
+func FuzzLoadRecord(f *testing.F) {
+	r := settled(must(NewSelfSigned("cluster.local", RootTTL)))
+	data := must(r.SecretData())
+	f.Add(data[KeyRotation])
+	f.Add([]byte(`{"source":"x","longestLifetime":"1h","next":{"roots":""},"retired":[{}]}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		d := map[string][]byte{KeyRotation: text}
+		for k, v := range data {
+			if k != KeyRotation {
+				d[k] = v
+			}
+		}
+		r, err := LoadRecord("ns/state", d)
+		if err != nil {
+			return
+		}
+		r.Bundle()
+		if _, err := LoadRecord("ns/state", must(r.SecretData())); err != nil {
+			t.Errorf("cannot be read again: %v", err)
+		}
+	})
+}

@@ -3,9 +3,11 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -164,6 +166,7 @@ func (s *state) checkMaps(cfg Config, found []netip.Addr, ps *problems) error {
 			ps.add(fmt.Sprintf("probe port %d", p), "open to probes", "captured")
 		}
 	}
+	ps.fail(s.checkProbers(cfg, ps))
 	trusted, err := keys[uint64](s.Cgroups)
 	if err != nil {
 		return fmt.Errorf("proxy cgroups: %w", err)
@@ -187,6 +190,30 @@ func (s *state) checkMaps(cfg Config, found []netip.Addr, ps *problems) error {
 	}
 	return nil
 }
+
+// checkProbers compares who may probe: one too many is as wrong as one missing.
+func (s *state) checkProbers(cfg Config, ps *problems) error {
+	if s.stamped {
+		have, err := keys[uint64](s.Probers)
+		if err != nil {
+			return fmt.Errorf("probing cgroups: %w", err)
+		}
+		if want := set(cfg.ProbeCgroups); len(want) > 0 && !maps.Equal(have, want) {
+			ps.add("probing cgroups", listed(want), listed(have))
+		}
+		return nil
+	}
+	have, err := keys[bpf.CaptureSource](s.Sources)
+	if err != nil {
+		return fmt.Errorf("probe sources: %w", err)
+	}
+	if want := sourceKeys(cfg.ProbeSources); !maps.Equal(have, want) {
+		ps.add("probe sources", fmt.Sprint(cfg.ProbeSources), fmt.Sprintf("%d others", len(have)))
+	}
+	return nil
+}
+
+func listed(ids map[uint64]bool) string { return fmt.Sprint(slices.Sorted(maps.Keys(ids))) }
 
 func (s *state) checkLookup(ns *netns.NS, ps *problems) error {
 	l, err := link.LoadPinnedLink(filepath.Join(s.dir, bpf.CaptureProgLookup), nil)
@@ -223,7 +250,7 @@ func (s *state) checkStamp(cfg Config, ps *problems) error {
 	if s.clsact || len(cfg.ProbePorts) == 0 {
 		return nil
 	}
-	ends, err := hostEnds(cfg.Host, cfg.NS)
+	ends, err := stampEnds(cfg.Host, cfg.NS, cfg.Addrs)
 	if err != nil || len(ends) == 0 {
 		return err
 	}

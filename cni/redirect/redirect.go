@@ -65,7 +65,8 @@ type Config struct {
 	ProbePorts []uint16
 	// Host is the namespace that holds the other end of the pod's veth; there
 	// connections of the node's own processes to ProbePorts are stamped. nil,
-	// or a pod whose devices have no such end, leaves ProbeSources.
+	// or a pod whose devices have no such end, leaves ProbeSources, and without
+	// those too Set fails with ErrProbes.
 	Host *netns.NS
 	// ProbeCgroups are the cgroup v2 ids whose processes may be stamped, the
 	// kubelet's; empty takes every process of the node.
@@ -156,6 +157,9 @@ func (r *Redirector) set(cfg Config) error {
 	}); err != nil {
 		return err
 	}
+	if room := r.spec.Maps[bpf.CaptureMapProbes].MaxEntries; len(cfg.ProbePorts) > int(room) {
+		return fmt.Errorf("its probes are on %d ports, %d is the most that can be told from other traffic", len(cfg.ProbePorts), room)
+	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("pin folder: %w", err)
 	}
@@ -169,6 +173,9 @@ func (r *Redirector) set(cfg Config) error {
 	}
 	if err := s.attach(cfg, found.devices); err != nil {
 		return err
+	}
+	if !s.stamped && len(cfg.ProbePorts) > 0 && len(cfg.ProbeSources) == 0 {
+		return ErrProbes
 	}
 	return s.enable(cfg)
 }

@@ -3,6 +3,9 @@ package redirect
 import (
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -77,12 +80,72 @@ func hostEnds(host, pod *netns.NS) ([]hostEnd, error) {
 	return ends, err
 }
 
+// stampEnds are the ends on which a probe is seen for certain: there is none
+// unless every device that has one of the pod's addresses, and leads out of the
+// pod, has one. With a macvlan for its address and a veth beside it, probes come
+// in by the macvlan.
+func stampEnds(host, pod *netns.NS, addrs []netip.Addr) ([]hostEnd, error) {
+	ends, err := hostEnds(host, pod)
+	if err != nil || len(ends) == 0 {
+		return nil, err
+	}
+	endless := false
+	err = pod.Do(func() error {
+		links, err := netlink.LinkList()
+		if err != nil {
+			return fmt.Errorf("list devices: %w", err)
+		}
+		carriers, err := carriers(addrs)
+		if err != nil {
+			return err
+		}
+		for _, l := range links {
+			at := l.Attrs().Index
+			known := slices.ContainsFunc(ends, func(e hostEnd) bool { return e.peer == at })
+			endless = endless || carriers[at] && leadsOut(l) && !known
+		}
+		return nil
+	})
+	if err != nil || endless {
+		return nil, err
+	}
+	return ends, nil
+}
+
+// carriers are the devices, by index, that have one of the addresses. It runs
+// inside the pod's namespace.
+func carriers(addrs []netip.Addr) (map[int]bool, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	found := map[int]bool{}
+	for _, a := range list {
+		if ip, ok := netip.AddrFromSlice(a.IP); ok && slices.Contains(addrs, ip.Unmap()) {
+			found[a.LinkIndex] = true
+		}
+	}
+	return found, nil
+}
+
+// leadsOut reports whether frames leave the pod through the device itself, and
+// not through another one of the pod as with lo, dummy or a bridge.
+func leadsOut(l netlink.Link) bool {
+	switch l.Type() {
+	case "veth", "macvlan", "macvtap", "ipvlan", "ipvtap", "netkit", "vlan":
+		return true
+	case "device": // a physical one, or a virtual function of it
+		return l.Attrs().Flags&net.FlagLoopback == 0
+	}
+	return false
+}
+
 // attachStamp makes the probes of the node recognisable, if they can be.
 func (s *state) attachStamp(cfg Config) error {
 	if s.clsact || len(cfg.ProbePorts) == 0 {
 		return nil
 	}
-	ends, err := hostEnds(cfg.Host, cfg.NS)
+	ends, err := stampEnds(cfg.Host, cfg.NS, cfg.Addrs)
 	if err != nil || len(ends) == 0 {
 		return err
 	}

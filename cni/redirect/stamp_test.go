@@ -5,11 +5,14 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/ambitmesh/ambit/cni/netns"
 )
 
+// TestProbesPassByStamp: the node's own connections to the probe port, and
+// nobody else's. A neighbour that has learnt the stamp is worse off than before.
+//
+//ambit:feature probe-tcp probe-port-only probe-forged
 func TestProbesPassByStamp(t *testing.T) {
 	var wire *netns.NS
 	c := prepareCaptured(t, func(_ *Options, cfg *Config) {
@@ -63,27 +66,9 @@ func TestProbesPassByStamp(t *testing.T) {
 	})
 }
 
-func TestStampOnlyForProbingCgroups(t *testing.T) {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(cgroupRoot, &fs); err != nil || fs.Type != unix.CGROUP2_SUPER_MAGIC {
-		t.Skip("no cgroup v2 at " + cgroupRoot)
-	}
-	c := prepareCaptured(t, func(_ *Options, cfg *Config) {
-		cfg.ProbePorts = []uint16{8080}
-		cfg.ProbeCgroups = []uint64{cgroupID(t, cgroupRoot) + 1<<40}
-	})
-	c.cfg.Host = c.wire
-	startProxy(t, c.pod, c.cfg.Listeners)
-	c.set(t)
-	if got := dial(t, c.wire, at(podAddr4, 8080)).line(t); got[:7] != "inbound" {
-		t.Fatalf("a process outside the kubelet's cgroup passed: %s", got)
-	}
-	c.cfg.ProbeCgroups = nil
-	c.set(t)
-	startApp(t, c.pod, "app", at(netip.IPv6Unspecified(), 8080))
-	dial(t, c.wire, at(podAddr4, 8080)).expect(t, "app", wireAddr4, at(podAddr4, 8080))
-}
-
+// TestProbesBySource is what is left where no stamp can be attached.
+//
+//ambit:feature probe-fallback-address
 func TestProbesBySource(t *testing.T) {
 	variants(t, func(t *testing.T, changes ...change) {
 		c := newCaptured(t, append(changes, func(_ *Options, cfg *Config) {

@@ -191,22 +191,14 @@ func (s *state) fill(cfg Config, found []netip.Addr) error {
 	if err := syncKeys(s.Probes, ports); err != nil {
 		return fmt.Errorf("probe ports: %w", err)
 	}
-	probers := map[uint64]bool{}
-	for _, id := range cfg.ProbeCgroups {
-		probers[id] = true
-	}
-	if err := syncKeys(s.Probers, probers); err != nil {
-		return fmt.Errorf("probing cgroups: %w", err)
-	}
-	sources := map[bpf.CaptureSource]bool{}
-	for _, p := range cfg.ProbeSources {
-		bits := p.Bits()
-		if p.Addr().Is4() {
-			bits += 96
+	// None is said by the switch alone: until it is thrown those known so far
+	// go on to be let in.
+	if len(cfg.ProbeCgroups) > 0 {
+		if err := syncKeys(s.Probers, set(cfg.ProbeCgroups)); err != nil {
+			return fmt.Errorf("probing cgroups: %w", err)
 		}
-		sources[bpf.CaptureSource{Prefix: uint32(bits), Address: mapped(p.Masked().Addr())}] = true
 	}
-	if err := syncKeys(s.Sources, sources); err != nil {
+	if err := syncKeys(s.Sources, sourceKeys(cfg.ProbeSources)); err != nil {
 		return fmt.Errorf("probe sources: %w", err)
 	}
 	if err := trust(s.Cgroups, cfg.ProxyCgroups); err != nil {
@@ -229,6 +221,26 @@ func (s *state) fill(cfg Config, found []netip.Addr) error {
 		}
 	}
 	return nil
+}
+
+func set[K comparable](list []K) map[K]bool {
+	m := make(map[K]bool, len(list))
+	for _, k := range list {
+		m[k] = true
+	}
+	return m
+}
+
+func sourceKeys(prefixes []netip.Prefix) map[bpf.CaptureSource]bool {
+	m := make(map[bpf.CaptureSource]bool, len(prefixes))
+	for _, p := range prefixes {
+		bits := p.Bits()
+		if p.Addr().Is4() {
+			bits += 96
+		}
+		m[bpf.CaptureSource{Prefix: uint32(bits), Address: mapped(p.Masked().Addr())}] = true
+	}
+	return m
 }
 
 // enable writes the switches, which is when capture begins.

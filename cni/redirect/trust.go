@@ -18,6 +18,17 @@ import (
 // and does not know the proxy, the proxy looks like an application. No ids at
 // all end the check in every pod, so that the mark alone decides.
 func (r *Redirector) TrustProxies(ids []uint64) error {
+	return r.everywhere(func(containerID string) error { return r.trustOne(containerID, ids) })
+}
+
+// TrustProbers has probes stamped, in every pod there is, for sockets of these
+// cgroups and of no others. No ids at all stamp those of every process of the
+// node.
+func (r *Redirector) TrustProbers(ids []uint64) error {
+	return r.everywhere(func(containerID string) error { return r.probersOfOne(containerID, ids) })
+}
+
+func (r *Redirector) everywhere(change func(containerID string) error) error {
 	entries, err := os.ReadDir(r.opt.PinRoot)
 	if err != nil {
 		return fmt.Errorf("list pins: %w", err)
@@ -27,11 +38,32 @@ func (r *Redirector) TrustProxies(ids []uint64) error {
 		if !e.IsDir() {
 			continue
 		}
-		if err := r.trustOne(e.Name(), ids); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := change(e.Name()); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, fmt.Errorf("container %s: %w", e.Name(), err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (r *Redirector) probersOfOne(containerID string, ids []uint64) error {
+	defer r.lock(containerID)()
+	dir := filepath.Join(r.opt.PinRoot, containerID)
+	if len(ids) == 0 {
+		return changeSwitches(dir, func(sw *bpf.CaptureSwitches) { sw.Flags &^= flagProbers })
+	}
+	m, err := ebpf.LoadPinnedMap(filepath.Join(dir, bpf.CaptureMapProbers), nil)
+	if err != nil {
+		return fmt.Errorf("probing cgroups: %w", err)
+	}
+	defer m.Close()
+	if err := syncKeys(m, set(ids)); err != nil {
+		return fmt.Errorf("probing cgroups: %w", err)
+	}
+	return changeSwitches(dir, func(sw *bpf.CaptureSwitches) {
+		if sw.Flags&flagStamp != 0 {
+			sw.Flags |= flagProbers
+		}
+	})
 }
 
 func (r *Redirector) trustOne(containerID string, ids []uint64) error {

@@ -14,6 +14,7 @@ import (
 	"github.com/ambitmesh/ambit/hbone/identity"
 	"github.com/ambitmesh/ambit/hbone/pool"
 	"github.com/ambitmesh/ambit/ztunnel/live"
+	"github.com/ambitmesh/ambit/ztunnel/older"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -53,6 +54,7 @@ type Node struct {
 	cfg       Config
 	table     *live.Table
 	pool      *pool.Pool
+	older     *older.Watch
 	metrics   nodeMetrics
 	ready     *readiness
 	ops       chan func(*podSet)
@@ -74,6 +76,7 @@ func New(cfg Config) *Node {
 		quit:      make(chan struct{}),
 		ownerGone: make(chan struct{}),
 	}
+	n.older = older.New(older.Config{Node: cfg.NodeName, Store: cfg.Store, Table: n.table, Registerer: cfg.Registry, Logger: cfg.Logger})
 	n.quitNow = sync.OnceFunc(func() { close(n.quit) })
 	return n
 }
@@ -102,6 +105,7 @@ func (n *Node) Run(ctx context.Context) error {
 	}
 	wg.Go(func() { n.own(run) })
 	start("open connections", n.table.Run)
+	start("older connections", n.older.Run)
 	start("certificates", n.prefetch)
 	start("node agent", n.agent)
 	n.ready.done("proxy")

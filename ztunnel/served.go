@@ -80,9 +80,11 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	for _, ln := range v.hbone {
 		accept("hbone", func() error { return in.ServeHBONE(ctx, drain, ln) })
 	}
+	n.older.Add(v.live, p.NS)
 	go func() {
 		wg.Wait()
 		v.hard()
+		n.older.Remove(v.live)
 		n.pool.CloseSource(life)
 		if err := p.Close(); err != nil {
 			n.cfg.Logger.Warn("closing the pod's descriptors", "pod", p.String(), "err", err)

@@ -153,6 +153,8 @@ func end(t *testing.T, ns *NS, c *net.TCPConn) Socket {
 
 // TestDestroy ends exactly the connections named, in each family, and IPv4 on a
 // dual-stack socket too: with a reset for the peer, so that both ends know.
+//
+//ambit:feature policy-older-destroyed
 func TestDestroy(t *testing.T) {
 	ns := fresh(t)
 	for _, c := range []struct{ name, listen, dial string }{

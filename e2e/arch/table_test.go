@@ -115,6 +115,8 @@ var table = []row{
 		"resolves from a snapshot; policy of the destination is decided at the destination"},
 	{"ztunnel/inbound", []string{"ztunnel/live", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/identity", "cni/netns"}, nil,
 		"policy is asked before the application is dialled, in one place"},
+	{"ztunnel/older", []string{"ztunnel/live", "controller/mesh", "controller/mesh/authz", "cni/netns"}, []string{"client_golang", "x/sys"},
+		"what capture came too late for: policy is asked, the kernel ends; nothing is carried"},
 	{"ztunnel/dns", []string{"ztunnel/live", "controller/mesh", "hbone/identity", "cni/netns"}, []string{"dns"},
 		"answers from a snapshot"},
 	{"ztunnel", []string{"ztunnel/...", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/pool", "hbone/identity", "cni/handoff", "cni/netns"}, []string{"client_golang", "expfmt"},

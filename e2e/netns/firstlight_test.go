@@ -157,6 +157,8 @@ func policyDenies(t *testing.T, f families) {
 
 // A policy that comes while a connection is open closes it, also when it
 // reaches the workload by selector.
+//
+//ambit:feature policy-live
 func TestPolicyClosesLiveConnections(t *testing.T) { each(t, policyClosesLiveConnections) }
 
 func policyClosesLiveConnections(t *testing.T, f families) {

@@ -160,6 +160,22 @@ func (p *process) log(parts ...string) (string, bool) {
 	return "", false
 }
 
+// count is how many lines contain all of parts.
+func (p *process) count(parts ...string) (n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, l := range p.lines {
+		ok := true
+		for _, s := range parts {
+			ok = ok && strings.Contains(l, s)
+		}
+		if ok {
+			n++
+		}
+	}
+	return n
+}
+
 // wantLog waits for such a line.
 func (p *process) wantLog(t testing.TB, parts ...string) string {
 	t.Helper()

@@ -165,6 +165,8 @@ func TestAgentAway(t *testing.T) {
 }
 
 // What was open before a pod was enrolled goes on as it was.
+//
+//ambit:feature policy-older-run-on
 func TestOlderConnectionsRunOn(t *testing.T) { each(t, olderConnectionsRunOn) }
 
 func olderConnectionsRunOn(t *testing.T, f families) {
@@ -188,6 +190,8 @@ func olderConnectionsRunOn(t *testing.T, f families) {
 
 // A policy that the workload names and that has not come yet holds new
 // connections until it does.
+//
+//ambit:feature policy-pending
 func TestPendingPolicyHolds(t *testing.T) {
 	w := newWorld(t)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")

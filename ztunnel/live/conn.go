@@ -239,6 +239,24 @@ func (c *Conn) End(err error) {
 	c.t.access.LogAttrs(c.t.ctx, level, "connection complete", attrs...)
 }
 
+// Destroyed records the end of a connection that the proxy has never carried and
+// that policy had ended: it counts as failed, neither as opened nor as closed, and
+// gets one line.
+func (t *Table) Destroyed(pod *Pod, f Facts, e *Error) {
+	c := &Conn{t: t, pod: pod, reporter: Destination, facts: f}
+	k := labelKey{reporter: Destination, source: partyOf(f.Source, f.SourceID), destination: partyOf(f.Destination, f.DestinationID)}
+	if f.Destination != nil {
+		k.destination.principal = f.Destination.Identity()
+	}
+	t.metrics.failed.WithLabelValues(k.values(e.Reason.Flag())...).Inc()
+	t.metrics.reasons.WithLabelValues(Destination.String(), string(e.Reason)).Inc()
+	ok, suppressed := c.allow(e.Reason)
+	if !ok || !t.access.Enabled(t.ctx, slog.LevelError) {
+		return
+	}
+	t.access.LogAttrs(t.ctx, slog.LevelError, "connection destroyed", failure(c.who(make([]slog.Attr, 0, 16)), e, e.Reason, suppressed)...)
+}
+
 // Deny closes a record that was never opened: a connection refused before its
 // parties were known. It gets the short line.
 func (c *Conn) Deny(src, dst netip.AddrPort, err error) {

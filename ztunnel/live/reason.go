@@ -16,6 +16,7 @@ const (
 	PolicyDenied    Reason = "policy_denied"
 	PolicyPending   Reason = "policy_pending"
 	PolicyChanged   Reason = "policy_changed"
+	OlderDenied     Reason = "older_denied"
 	Drained         Reason = "drained"
 	PodRemoved      Reason = "pod_removed"
 	UnknownWorkload Reason = "unknown_workload"
@@ -111,6 +112,7 @@ var meanings = []Meaning{
 	{PolicyDenied, FlagDeny, "an authorization policy of the destination refuses the connection; the error names it"},
 	{PolicyPending, FlagDeny, "the destination names a policy that its ztunnel has not received within 5 s"},
 	{PolicyChanged, FlagDeny, "an open connection was closed because a policy that now applies refuses it"},
+	{OlderDenied, FlagDeny, "a connection from before the pod's enrolment, so without an identity, was ended because policy refuses it"},
 	{Drained, FlagNone, "the connection was still open when ztunnel's shutdown deadline passed"},
 	{PodRemoved, FlagNone, "the pod left the mesh or ended while the connection was open"},
 	{UnknownWorkload, FlagConnect, "the control plane has not told this node about the pod within 5 s"},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -28,7 +29,8 @@ var (
 // the host to each of the pod's addresses. Both must end in a socket inside the
 // pod's own namespace that belongs to the proxy. The kernel completes the
 // handshake, so no proxy needs to be accepting yet. An error means that traffic
-// of the pod is not known to be captured.
+// of the pod is not known to be captured; an *UnreachableError, that what could be
+// tried is proven.
 func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return errors.New("prove capture: pod has no address")
@@ -37,28 +39,54 @@ func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	done := map[bool]bool{} // by family: is IPv4
 	for _, a := range addrs {
 		a = a.Unmap()
+		if done[a.Is4()] {
+			continue
+		}
+		done[a.Is4()] = true
 		to := ProofAddr6
 		if a.Is4() {
 			to = ProofAddr4
 		}
-		if !done[a.Is4()] {
-			done[a.Is4()] = true
-			err := proveOne(ctx, pod, pod, netip.AddrPortFrom(to, ProofPort))
-			// Without a route nothing leaves for such an address; that the
-			// same programs work the other way still has to be shown.
-			if err != nil && !errors.Is(err, unix.ENETUNREACH) {
-				errs = append(errs, fmt.Errorf("outbound from %s: %w", a, err))
-			}
-		}
-		if err := proveOne(ctx, host, pod, netip.AddrPortFrom(a, ProofPort)); err != nil {
-			errs = append(errs, fmt.Errorf("inbound to %s: %w", a, err))
+		err := proveOne(ctx, pod, pod, netip.AddrPortFrom(to, ProofPort))
+		// Without a route nothing leaves for such an address; that the
+		// same programs work the other way still has to be shown.
+		if err != nil && !errors.Is(err, unix.ENETUNREACH) {
+			errs = append(errs, fmt.Errorf("outbound from %s: %w", a, err))
 		}
 	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("prove capture: %w", err)
+	// Side by side: where there is no way, each takes all the time there is.
+	inbound := make([]error, len(addrs))
+	var wg sync.WaitGroup
+	for i, a := range addrs {
+		wg.Go(func() { inbound[i] = proveOne(ctx, host, pod, netip.AddrPortFrom(a.Unmap(), ProofPort)) })
 	}
-	return nil
+	wg.Wait()
+	var away UnreachableError
+	for i, err := range inbound {
+		switch {
+		case noWay(err):
+			away.Addrs, away.Err = append(away.Addrs, addrs[i]), err
+		case err != nil:
+			errs = append(errs, fmt.Errorf("inbound to %s: %w", addrs[i], err))
+		}
+	}
+	if away.Err != nil {
+		errs = append(errs, &away)
+	}
+	switch {
+	case len(errs) == 0:
+		return nil
+	case len(errs) == 1:
+		return fmt.Errorf("prove capture: %w", errs[0])
+	}
+	// What has failed is the news, not what could not be tried.
+	return fmt.Errorf("prove capture: %w", failures(errs))
 }
+
+// failures is several errors of which none is an *UnreachableError to errors.As.
+type failures []error
+
+func (f failures) Error() string { return errors.Join(f...).Error() }
 
 func proveOne(ctx context.Context, from, pod *netns.NS, to netip.AddrPort) error {
 	c, err := from.DialTCP(ctx, netip.AddrPort{}, to, netns.SocketOptions{})

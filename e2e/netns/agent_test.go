@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/ambitmesh/ambit/cni/handoff"
 	"github.com/ambitmesh/ambit/cni/redirect"
@@ -45,7 +46,7 @@ func newAgent(t testing.TB, n *node) *agent {
 	t.Helper()
 	a := &agent{t: t, n: n, pods: map[string]*enrolled{}}
 	var err error
-	a.r, err = redirect.New(redirect.Options{PinRoot: bpffs(t), Logger: slog.New(slog.DiscardHandler)})
+	a.r, err = redirect.New(redirect.Options{PinRoot: bpffs(t), Clsact: n.w.clsact, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatalf("capture: %v", err)
 	}
@@ -120,7 +121,8 @@ func (a *agent) enrol(p *pod) {
 	l.DNSUDP.Close()
 	l.DNSTCP, l.DNSUDP = nil, nil
 	e := &enrolled{pod: p, listeners: l, cfg: redirect.Config{
-		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: p.addrs, Listeners: l}}
+		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: p.addrs, Listeners: l,
+		ProbePorts: p.probes, Host: a.n.ns, ProbeSources: a.n.prefixes(t)}}
 	if err := a.r.Set(e.cfg); err != nil {
 		t.Fatalf("capture %s: %v", p.name, err)
 	}
@@ -143,8 +145,33 @@ func (a *agent) enrol(p *pod) {
 	if err := a.server.Add(ctx, e.handoff()); err != nil && !errors.Is(err, handoff.ErrNoClient) {
 		t.Fatalf("hand over %s: %v", p.name, err)
 	}
-	if err := redirect.Prove(ctx, a.n.ns, p.ns, e.cfg.Addrs); err != nil {
-		t.Fatalf("%s: %v", p.name, err)
+	a.prove(ctx, e)
+}
+
+// prove wants capture to be proven, and where the node has no way to the pod
+// and no end of its device, to be as it was set.
+func (a *agent) prove(ctx context.Context, e *enrolled) {
+	t := a.t
+	t.Helper()
+	s, err := redirect.Look(a.n.ns, e.pod.ns)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if s.HostEnd() != (e.pod.device != "") || s.Devices[0].HostEnd != e.pod.device {
+		t.Fatalf("%s: the node's end is %s, found %+v", e.pod.name, e.pod.device, s)
+	}
+	if !s.HostEnd() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Second)
+		defer cancel()
+	}
+	err = redirect.Prove(ctx, a.n.ns, e.pod.ns, e.cfg.Addrs)
+	var away *redirect.UnreachableError
+	if errors.As(err, &away) && !s.HostEnd() {
+		err = a.r.Check(e.cfg)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", e.pod.name, err)
 	}
 }
 

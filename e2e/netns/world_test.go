@@ -24,6 +24,10 @@ type world struct {
 	control *control
 	a, b    *node
 	pods    int
+	// shape is how pods are connected, ptp unless a test says otherwise.
+	shape shape
+	// clsact attaches as on kernels without tcx.
+	clsact bool
 }
 
 type node struct {
@@ -46,6 +50,10 @@ type pod struct {
 	addr  netip.Addr
 	addrs []netip.Addr // one of each family
 	uid   string
+	// device is the node's end of the pod's first link, "" where it has none.
+	device string
+	// probes are the ports that the node's own processes may dial past ztunnel.
+	probes []uint16
 	// change adjusts what the mesh is told about the pod.
 	change func(*mesh.Workload)
 }
@@ -62,19 +70,23 @@ func newWorld(t testing.TB) *world {
 	return newWorldOf(t, onlyIPv4)
 }
 
-func newWorldOf(t testing.TB, f families) *world {
+func newWorldOf(t testing.TB, f families, settings ...func(*world)) *world {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("makes network namespaces and loads eBPF programs: needs root")
 	}
-	w := &world{t: t, families: f, dir: t.TempDir()}
+	w := &world{t: t, families: f, dir: t.TempDir(), shape: ptp}
+	for _, set := range settings {
+		set(w)
+	}
 	ctrl := newNS(t)
 	w.a, w.b = w.node("node-a", 1), w.node("node-b", 2)
-	join(t, w.a.ns, "wire0", w.b.ns, "wire0")
+	w.shape.wire(w)
 	for _, n := range []*node{w.a, w.b} {
 		other := 3 - n.number
 		configure(t, n.ns, "wire0", link{prefixes: append(f.list(func(f family) string { return f.wire(n.number) }), router(n.number)),
 			routes: routes(f, func(f family) route { return route{f.pods(other), f.wireAddr(other)} })})
+		w.shape.prepare(w, n)
 	}
 	for _, n := range []*node{w.a, w.b} {
 		join(t, ctrl, n.name, n.ns, "ctrl0")
@@ -126,7 +138,7 @@ func (w *world) newPodOf(n *node, name string, families families) *pod {
 		p.addr = f.pod(n.number, 10+w.pods)
 		p.addrs = append(p.addrs, p.addr)
 	}
-	w.plug(p, fmt.Sprintf("veth%d", w.pods), "eth0", p.addrs, 1, family.everything)
+	w.shape.connect(w, p, fmt.Sprintf("veth%d", w.pods))
 	w.announce(p, false)
 	return p
 }

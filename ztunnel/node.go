@@ -43,6 +43,7 @@ type Config struct {
 	DumpConfig   map[string]any     // the key "config" of the dump
 	HBONE        hbone.Config
 	Pool         pool.Config
+	Quotas       Quotas
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
 	Levels       *live.Levels
@@ -54,6 +55,7 @@ type Node struct {
 	cfg       Config
 	table     *live.Table
 	pool      *pool.Pool
+	quota     *live.Quota // nil: bounds nothing
 	older     *older.Watch
 	metrics   nodeMetrics
 	ready     *readiness
@@ -70,6 +72,7 @@ func New(cfg Config) *Node {
 		cfg:       cfg,
 		table:     live.New(live.Config{Store: cfg.Store, Metrics: metrics, Registerer: cfg.Registry, Logger: cfg.Logger}),
 		pool:      pool.New(cfg.Pool),
+		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),
 		ready:     newReadiness("state manager", "proxy", "workload proxy manager"),
 		ops:       make(chan func(*podSet)),
@@ -77,6 +80,7 @@ func New(cfg Config) *Node {
 		ownerGone: make(chan struct{}),
 	}
 	n.older = older.New(older.Config{Node: cfg.NodeName, Store: cfg.Store, Table: n.table, Registerer: cfg.Registry, Logger: cfg.Logger})
+	cfg.Quotas.report(cfg.Registry, cfg.HBONE.Budget)
 	n.quitNow = sync.OnceFunc(func() { close(n.quit) })
 	return n
 }

@@ -52,18 +52,19 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	if !v.slots {
 		original = originalDestination
 	}
+	share, tunnels := n.quota.Share(), n.cfg.Quotas.part(n.cfg.HBONE)
 	var ctx, drain context.Context
 	ctx, v.hard = context.WithCancel(context.Background())
 	drain, v.goAway = context.WithCancel(ctx)
 	out := outbound.New(outbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
-		Pool: n.pool, Life: life, Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
-		Ports: v.ports(),
+		Pool: n.pool, Life: life, Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
+		Ports: v.ports(), Share: share,
 	})
 	in := inbound.New(inbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
-		Table: n.table, HBONE: n.cfg.HBONE, Denied: n.cfg.Denied, Original: original,
-		Ports: v.ports(),
+		Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
+		Ports: v.ports(), Share: share, HandshakeRate: n.cfg.Quotas.HandshakeRate,
 	})
 	var wg sync.WaitGroup
 	accept := func(what string, f func() error) {
@@ -86,6 +87,7 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 		v.hard()
 		n.older.Remove(v.live)
 		n.pool.CloseSource(life)
+		share.Close()
 		if err := p.Close(); err != nil {
 			n.cfg.Logger.Warn("closing the pod's descriptors", "pod", p.String(), "err", err)
 		}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/hbone/pool"
+	"github.com/ambitmesh/ambit/ztunnel"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 )
 
@@ -28,7 +29,8 @@ type config struct {
 	AdminAddr, StatsAddr, ReadyAddr   string
 	LogFormat, LogLevel               string
 	HBONE                             hbone.Config
-	BacklogLimit                      int64 // bytes; 0: a quarter of the memory limit
+	BacklogLimit                      int64          // bytes; 0: a quarter of the memory limit
+	Quotas                            ztunnel.Quotas // zeros: from the machine
 	Pool                              pool.Config
 
 	problems []error // values that could not be read at all
@@ -91,6 +93,10 @@ func readConfig(getenv func(string) string) *config {
 	c.HBONE.ConnWindow = uint32(number("HTTP2_CONNECTION_WINDOW_SIZE", 0, 31))
 	c.HBONE.MaxFrame = uint32(number("HTTP2_FRAME_SIZE", 0, 24))
 	c.BacklogLimit = int64(number("AMBIT_BACKLOG_LIMIT", 0, 62))
+	c.Quotas.Backlog = int64(number("AMBIT_POD_BACKLOG_LIMIT", 0, 62))
+	c.Quotas.Connections.Node = int(number("AMBIT_CONNECTION_LIMIT", 0, 31))
+	c.Quotas.Connections.Pod = int(number("AMBIT_POD_CONNECTION_LIMIT", 0, 31))
+	c.Quotas.HandshakeRate = float64(number("AMBIT_POD_HANDSHAKE_RATE", 0, 31))
 	c.HBONE.PingInterval = duration("HTTP2_PING_INTERVAL", 10*time.Second)
 	c.HBONE.PingTimeout = duration("HTTP2_PING_TIMEOUT", 20*time.Second)
 	c.Pool.MaxStreams = int(number("POOL_MAX_STREAMS_PER_CONNECTION", 100, 31))

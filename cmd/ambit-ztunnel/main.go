@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
+	"runtime"
 	"runtime/debug"
 	"sync"
 	"syscall"
@@ -72,7 +73,10 @@ func run(cfg *config) error {
 	if err := harden(); err != nil {
 		log.Warn("process limits", "err", err)
 	}
-	cfg.HBONE.Budget = hbone.NewBudget(backlogLimit(cfg.BacklogLimit, debug.SetMemoryLimit(-1)))
+	memory := debug.SetMemoryLimit(-1)
+	backlog := backlogLimit(cfg.BacklogLimit, memory)
+	cfg.HBONE.Budget = hbone.NewBudget(backlog)
+	cfg.Quotas = quotas(cfg.Quotas, backlog, memory, openFiles(), runtime.GOMAXPROCS(0))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
 	context.AfterFunc(ctx, stop) // a second signal ends the process at once
@@ -95,7 +99,7 @@ func run(cfg *config) error {
 		NodeName: cfg.NodeName, Version: version, Socket: cfg.Socket,
 		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, Grace: cfg.Grace,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
-		DumpConfig: cfg.dump(), HBONE: cfg.HBONE, Pool: cfg.Pool, Registry: registry, Logger: log, Levels: levels,
+		DumpConfig: cfg.dump(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,
 	})
 	log.Info("starting", "version", version, "node", cfg.NodeName, "cluster", cfg.ClusterID)
 

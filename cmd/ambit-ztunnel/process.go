@@ -10,6 +10,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ambitmesh/ambit/ztunnel"
 	"golang.org/x/sys/unix"
 )
 
@@ -60,6 +61,46 @@ func backlogLimit(set, memory int64) int64 {
 		return defaultBacklog
 	}
 	return memory / 4
+}
+
+// What quotas are derived from: a unit of the connection quota is a descriptor and
+// unitMemory bytes, and a handshake about a millisecond of a core.
+const (
+	unitMemory     = 16 << 10
+	ownDescriptors = 256 // not for connections: control plane, admin, runtime
+	handshakeRate  = 250 // per second and core that one pod gets
+)
+
+// quotas fills in what was not set: connections may use the descriptors and half of
+// the memory, and one pod half of that; one pod's backlog is a quarter of all;
+// its handshakes a quarter of the cores.
+func quotas(q ztunnel.Quotas, backlog, memory int64, files, cores int) ztunnel.Quotas {
+	if q.Backlog == 0 {
+		q.Backlog = backlog / 4
+	}
+	if q.Connections.Node == 0 {
+		n := int64(max(files-ownDescriptors, files/2))
+		if memory > 0 && memory < 1<<60 {
+			n = min(n, memory/2/unitMemory)
+		}
+		q.Connections.Node = int(n)
+	}
+	if q.Connections.Pod == 0 {
+		q.Connections.Pod = q.Connections.Node / 2
+	}
+	if q.HandshakeRate == 0 {
+		q.HandshakeRate = float64(handshakeRate * cores)
+	}
+	return q
+}
+
+// openFiles is how many descriptors the process may have.
+func openFiles() int {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 1024
+	}
+	return int(min(files.Cur, 1<<30))
 }
 
 // memoryLimit is the container's, by cgroup v2 and else v1.

@@ -8,6 +8,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/ambitmesh/ambit/ztunnel"
+	"github.com/ambitmesh/ambit/ztunnel/live"
 	"golang.org/x/sys/unix"
 )
 
@@ -64,6 +66,29 @@ func TestBacklogLimit(t *testing.T) {
 	} {
 		if n := backlogLimit(tc.set, tc.memory); n != tc.want {
 			t.Errorf("limit %d with %d of memory: %d, want %d", tc.set, tc.memory, n, tc.want)
+		}
+	}
+}
+
+func TestQuotas(t *testing.T) {
+	set := ztunnel.Quotas{Backlog: 1, Connections: live.Limits{Node: 2, Pod: 3}, HandshakeRate: 4}
+	for _, tc := range []struct {
+		name         string
+		set          ztunnel.Quotas
+		memory       int64
+		files, cores int
+		want         ztunnel.Quotas
+	}{
+		{"as shipped, 1 GiB", ztunnel.Quotas{}, 1 << 30 / 10 * 9, 1 << 20, 2,
+			ztunnel.Quotas{Backlog: 25, Connections: live.Limits{Node: 29491, Pod: 14745}, HandshakeRate: 500}},
+		{"no memory limit, few descriptors", ztunnel.Quotas{}, 1<<63 - 1, 20000, 8,
+			ztunnel.Quotas{Backlog: 25, Connections: live.Limits{Node: 19744, Pod: 9872}, HandshakeRate: 2000}},
+		{"hardly any descriptors", ztunnel.Quotas{}, 1<<63 - 1, 300, 2,
+			ztunnel.Quotas{Backlog: 25, Connections: live.Limits{Node: 150, Pod: 75}, HandshakeRate: 500}},
+		{"what was set stays", set, 1 << 30, 20000, 2, set},
+	} {
+		if got := quotas(tc.set, 100, tc.memory, tc.files, tc.cores); got != tc.want {
+			t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
 		}
 	}
 }

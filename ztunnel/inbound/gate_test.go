@@ -35,7 +35,7 @@ func TestHandshakesPassTheGate(t *testing.T) {
 		Store: store, Source: source,
 		Table: live.New(live.Config{Store: store, Metrics: live.NewMetrics(prometheus.NewRegistry()), Logger: log}),
 	})
-	p.gate = live.NewGate(1, time.Hour)
+	p.gate = live.NewGate(live.GateConfig{Limit: 1, Patience: time.Hour})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)

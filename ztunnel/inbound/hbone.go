@@ -19,7 +19,14 @@ import (
 func (p *Proxy) ServeHBONE(ctx, drain context.Context, ln net.Listener) error {
 	stop := context.AfterFunc(ctx, p.closeAll)
 	defer stop()
-	return live.AcceptLoop(p.gate.Listen(ln), func(c *net.TCPConn) { p.hbone(ctx, drain, c) })
+	return live.AcceptLoop(p.gate.Listen(ln), func(c *net.TCPConn) { p.hbone(ctx, drain, c) }, p.cfg.Table.AcceptPaused)
+}
+
+// refuse ends an HBONE connection before a word.
+func (p *Proxy) refuse(c *net.TCPConn, why error) {
+	src, dst := live.AddrPort(c.RemoteAddr()), live.AddrPort(c.LocalAddr())
+	live.Reset(c)
+	p.cfg.Table.Accept(p.cfg.Pod, live.Destination).Deny(src, dst, why)
 }
 
 func (p *Proxy) closeAll() {
@@ -45,6 +52,11 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 	if ctx.Err() != nil {
 		return // closeAll may have run before c was there
 	}
+	if err := p.cfg.Share.Take(live.CostTunnel); err != nil {
+		p.refuse(c, err)
+		return
+	}
+	defer p.cfg.Share.Give(live.CostTunnel)
 	src, dst := live.AddrPort(c.RemoteAddr()), live.AddrPort(c.LocalAddr())
 	deny := func(err error) { p.cfg.Table.Accept(p.cfg.Pod, live.Destination).Deny(src, dst, err) }
 
@@ -136,6 +148,11 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 		fail(statusOf(err), err)
 		return
 	}
+	if err := p.cfg.Share.Take(live.CostConn); err != nil {
+		fail(503, err)
+		return
+	}
+	defer p.cfg.Share.Give(live.CostConn)
 	check := &live.Check{Workload: self, Conn: authz.Conn{Peer: in.Peer(), Src: src, Dst: app}}
 	rec.Open(live.Facts{
 		Src: src, Dst: dst, Original: app, Authority: in.Authority, HBONE: true, Check: check,
@@ -199,6 +216,8 @@ func relayError(err error) error {
 		return known
 	case errors.Is(err, hbone.ErrMemory):
 		return &live.Error{Reason: live.MemoryPressure, Err: err}
+	case errors.Is(err, hbone.ErrShare):
+		return &live.Error{Reason: live.QuotaBacklog, Err: err}
 	case errors.As(err, &conn):
 		return &live.Error{Reason: live.TunnelLost, Err: err}
 	case errors.As(err, &stream) && stream.Remote:

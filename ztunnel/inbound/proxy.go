@@ -27,10 +27,10 @@ type Dialer interface {
 }
 
 // maxHandshakes is how many HBONE handshakes a pod has under way at most, and
-// handshakeShare how long each of them may take when others wait.
+// handshakeTime how long each of them may take when others wait.
 const (
-	maxHandshakes  = 64
-	handshakeShare = time.Second
+	maxHandshakes = 64
+	handshakeTime = time.Second
 )
 
 // Config of a Proxy.
@@ -49,6 +49,11 @@ type Config struct {
 	Original func(*net.TCPConn) netip.AddrPort
 	// Ports are those of ztunnel's own listeners in the pod.
 	Ports []uint16
+	// Share is the pod's of the node's connections; nil bounds nothing.
+	Share *live.Share
+	// HandshakeRate is how many HBONE handshakes the pod gets per second, in the
+	// long run; 0: any number.
+	HandshakeRate float64
 }
 
 // Proxy takes what one pod is sent.
@@ -69,14 +74,20 @@ func New(cfg Config) *Proxy {
 	if cfg.Denied == nil {
 		cfg.Denied = func(error) bool { return false }
 	}
-	return &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}, gate: live.NewGate(maxHandshakes, handshakeShare)}
+	p := &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}}
+	p.gate = live.NewGate(live.GateConfig{
+		Limit: maxHandshakes, Patience: handshakeTime, Rate: cfg.HandshakeRate,
+		Refused: func(c net.Conn, why *live.Error) { p.refuse(c.(*net.TCPConn), why) },
+		Delayed: func() { p.cfg.Table.Metrics().HandshakesDelayed() },
+	})
+	return p
 }
 
 // ServePlain accepts plaintext connections until ln is closed and returns when
 // the last has ended. The end of ctx gives up connections that are still being
 // set up; open ones are ended through the table.
 func (p *Proxy) ServePlain(ctx context.Context, ln net.Listener) error {
-	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.plain(ctx, c) })
+	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.plain(ctx, c) }, p.cfg.Table.AcceptPaused)
 }
 
 func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
@@ -96,6 +107,12 @@ func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 		fail(err)
 		return
 	}
+	const cost = 2 * live.CostConn
+	if err := p.cfg.Share.Take(cost); err != nil {
+		fail(err)
+		return
+	}
+	defer p.cfg.Share.Give(cost)
 	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
 	if err != nil {
 		fail(err)

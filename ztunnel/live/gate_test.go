@@ -17,7 +17,7 @@ func gatedPod(t *testing.T, g *Gate) (addr string, accepted chan *net.TCPConn) {
 	}
 	accepted = make(chan *net.TCPConn, 100)
 	ended := make(chan error, 1)
-	go func() { ended <- AcceptLoop(g.Listen(ln), func(c *net.TCPConn) { accepted <- c }) }()
+	go func() { ended <- AcceptLoop(g.Listen(ln), func(c *net.TCPConn) { accepted <- c }, nil) }()
 	t.Cleanup(func() {
 		ln.Close()
 		for len(accepted) > 0 {
@@ -44,7 +44,7 @@ func dialN(t *testing.T, addr string, n int) {
 // TestGateKeepsOthersWaiting: beyond the limit connections wait, are not refused,
 // and do not keep another pod's out.
 func TestGateKeepsOthersWaiting(t *testing.T) {
-	g, other := NewGate(4, time.Hour), NewGate(4, time.Hour)
+	g, other := NewGate(GateConfig{Limit: 4, Patience: time.Hour}), NewGate(GateConfig{Limit: 4, Patience: time.Hour})
 	addr, accepted := gatedPod(t, g)
 	otherAddr, otherAccepted := gatedPod(t, other)
 	dialN(t, addr, 10)
@@ -71,7 +71,7 @@ func TestGateKeepsOthersWaiting(t *testing.T) {
 
 // TestGateGivesUpTheOldest: clients that stop half-way keep nobody out.
 func TestGateGivesUpTheOldest(t *testing.T) {
-	g := NewGate(2, 10*time.Millisecond)
+	g := NewGate(GateConfig{Limit: 2, Patience: 10 * time.Millisecond})
 	addr, accepted := gatedPod(t, g)
 	dialN(t, addr, 5)
 	for range 3 {

@@ -112,6 +112,7 @@ type Metrics struct {
 	opened, closed, failed, received, sent *prometheus.CounterVec
 	reasons                                *prometheus.CounterVec
 	suppressed                             prometheus.Counter
+	acceptErrors, handshakesDelayed        prometheus.Counter
 	sockets                                [2]prometheus.Gauge
 
 	mu    sync.RWMutex
@@ -141,6 +142,11 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 	}
 	m.suppressed = prometheus.NewCounter(prometheus.CounterOpts{Name: "ambit_access_log_suppressed_total",
 		Help: "Access log lines left out because a pod repeated one failure too often (unstable)"})
+	m.acceptErrors = prometheus.NewCounter(prometheus.CounterOpts{Name: "ambit_accept_errors_total",
+		Help: "Times that no connection could be accepted for want of descriptors or memory; they wait (unstable)"})
+	m.handshakesDelayed = prometheus.NewCounter(prometheus.CounterOpts{Name: "ambit_handshakes_delayed_total",
+		Help: "Times that HBONE connections of a pod had to wait for others' handshakes or for the rate (unstable)"})
+	r.MustRegister(m.acceptErrors, m.handshakesDelayed)
 	open := prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "istio_tcp_sockets_open",
 		Help: "Accepted sockets that are open (unstable)"}, []string{"reporter"})
 	r.MustRegister(m.suppressed, open)
@@ -156,6 +162,9 @@ func (m *Metrics) SocketOpened(r Reporter) func() {
 	m.sockets[r].Inc()
 	return m.sockets[r].Dec
 }
+
+// HandshakesDelayed counts that HBONE connections of a pod have to wait.
+func (m *Metrics) HandshakesDelayed() { m.handshakesDelayed.Inc() }
 
 func (m *Metrics) series(k *labelKey) *series {
 	m.mu.RLock()

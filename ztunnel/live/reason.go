@@ -63,6 +63,11 @@ const (
 	TunnelLost      Reason = "tunnel_lost"
 	MemoryPressure  Reason = "memory_pressure"
 
+	QuotaPod        Reason = "quota_connections"
+	QuotaNode       Reason = "quota_node_connections"
+	QuotaHandshakes Reason = "quota_handshakes"
+	QuotaBacklog    Reason = "quota_backlog"
+
 	ClientReset Reason = "client_reset"
 	ServerReset Reason = "server_reset"
 	Internal    Reason = "internal"
@@ -157,7 +162,12 @@ var meanings = []Meaning{
 	{PeerBadRequest, FlagConnect, "the destination's ztunnel rejects the CONNECT (400)"},
 	{PeerStatus, FlagConnect, "the destination answered the CONNECT with another status; the error has it"},
 	{TunnelLost, FlagH2, "the HBONE connection that carried this one broke"},
-	{MemoryPressure, FlagNone, "ztunnel held all the data it may (AMBIT_BACKLOG_LIMIT), most of it for this connection, whose receiver did not read"},
+	{MemoryPressure, FlagNone, "ztunnel held all the data it may (AMBIT_BACKLOG_LIMIT), most of it for this pod and there for this connection, whose receiver did not read"},
+
+	{QuotaPod, FlagConnect, "the pod has as many connections as one may (AMBIT_POD_CONNECTION_LIMIT)"},
+	{QuotaNode, FlagConnect, "the node's connections are all but used up (AMBIT_CONNECTION_LIMIT), and what is left is for pods that have fewer"},
+	{QuotaHandshakes, FlagTLS, "one client makes more than a quarter of the HBONE handshakes per second that a pod may get (AMBIT_POD_HANDSHAKE_RATE)"},
+	{QuotaBacklog, FlagNone, "ztunnel held all the data it may for one pod (AMBIT_POD_BACKLOG_LIMIT), most of it for this connection, whose receiver did not read"},
 
 	{ClientReset, FlagNone, "the client reset the connection"},
 	{ServerReset, FlagNone, "the server reset the connection"},

@@ -32,9 +32,12 @@ type Table struct {
 	ctx     context.Context // for slog only; never ends
 	store   *mesh.Store
 	metrics *Metrics
+	log     *slog.Logger
 	access  *slog.Logger
 	limit   *limiter
 	now     func() time.Time
+
+	pausedSaid seldom
 
 	mu   sync.Mutex
 	open map[*Conn]struct{} // guarded by mu
@@ -54,7 +57,7 @@ func New(cfg Config) *Table {
 	}
 	t := &Table{
 		ctx: context.Background(), store: cfg.Store, metrics: cfg.Metrics,
-		access: cfg.Logger.With(ScopeKey, "access"), limit: newLimiter(cfg.LogBurst, cfg.LogRate),
+		log: cfg.Logger, access: cfg.Logger.With(ScopeKey, "access"), limit: newLimiter(cfg.LogBurst, cfg.LogRate),
 		now: cfg.Now, open: map[*Conn]struct{}{},
 	}
 	if cfg.Registerer != nil {

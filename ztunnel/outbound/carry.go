@@ -3,6 +3,7 @@ package outbound
 import (
 	"errors"
 	"net"
+	"sync"
 
 	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/ztunnel/live"
@@ -15,13 +16,30 @@ type carrier interface {
 	relay(*live.Conn, *net.TCPConn) error
 }
 
-type plain struct{ c *net.TCPConn }
+type plain struct {
+	c     *net.TCPConn
+	share *live.Share
+}
 
 func (u plain) relay(rec *live.Conn, app *net.TCPConn) error {
+	defer u.share.Give(live.CostConn)
 	p := live.NewPipe(app, u.c)
 	rec.Count(p)
 	rec.OnCut(p.Cut)
 	return p.Run()
+}
+
+// shared is a tunnel's socket, which gives back what it took when it is closed.
+type shared struct {
+	*net.TCPConn
+	share *live.Share
+	once  sync.Once
+}
+
+func (c *shared) Close() error {
+	err := c.TCPConn.Close()
+	c.once.Do(func() { c.share.Give(live.CostTunnel) })
+	return err
 }
 
 type tunnelled struct{ s *hbone.Stream }
@@ -49,6 +67,8 @@ func (u tunnelled) relay(rec *live.Conn, app *net.TCPConn) error {
 		return known
 	case errors.Is(err, hbone.ErrMemory):
 		return &live.Error{Reason: live.MemoryPressure, Err: err}
+	case errors.Is(err, hbone.ErrShare):
+		return &live.Error{Reason: live.QuotaBacklog, Err: err}
 	case errors.As(err, &conn):
 		return &live.Error{Reason: live.TunnelLost, Err: err}
 	case errors.As(err, &stream) && stream.Remote:

@@ -51,6 +51,8 @@ type Config struct {
 	Original func(*net.TCPConn) netip.AddrPort
 	// Ports are those of ztunnel's own listeners in the pod.
 	Ports []uint16
+	// Share is the pod's of the node's connections; nil bounds nothing.
+	Share *live.Share
 }
 
 // Proxy carries what one pod sends.
@@ -71,7 +73,7 @@ func New(cfg Config) *Proxy {
 // ended. The end of ctx gives up connections that are still being set up; open
 // ones are ended through the table.
 func (p *Proxy) Serve(ctx context.Context, ln net.Listener) error {
-	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.serve(ctx, c) })
+	return live.AcceptLoop(ln, func(c *net.TCPConn) { p.serve(ctx, c) }, p.cfg.Table.AcceptPaused)
 }
 
 func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
@@ -90,6 +92,12 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 		rec.Deny(src, dst, live.Errorf(live.SelfCall, "connection to %s: the port is the mesh's own", dst))
 		return
 	}
+	if err := p.cfg.Share.Take(live.CostConn); err != nil {
+		live.Reset(c)
+		rec.Deny(src, dst, err)
+		return
+	}
+	defer p.cfg.Share.Give(live.CostConn)
 	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
 	if err != nil {
 		live.Reset(c)
@@ -174,11 +182,15 @@ func worthAnother(err error) bool {
 
 func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client netip.AddrPort) (carrier, error) {
 	if r.Kind == PassThrough || r.Kind == TCP {
+		if err := p.cfg.Share.Take(live.CostConn); err != nil {
+			return nil, err
+		}
 		c, err := p.tcp(ctx, client.Addr(), r.Addr)
 		if err != nil {
+			p.cfg.Share.Give(live.CostConn)
 			return nil, &live.Error{Reason: live.DialReason(err), Err: err}
 		}
-		return plain{c}, nil
+		return plain{c, p.cfg.Share}, nil
 	}
 	names := make([]string, len(r.Expect))
 	for i, id := range r.Expect {
@@ -234,14 +246,19 @@ func (p *Proxy) tunnel(ctx context.Context, from netip.Addr, addr netip.AddrPort
 		}
 		return nil, live.Errorf(reason, "certificate of %s: %w", self, err)
 	}
-	nc, err := p.tcp(ctx, from, addr)
+	if err := p.cfg.Share.Take(live.CostTunnel); err != nil {
+		return nil, err
+	}
+	tcp, err := p.tcp(ctx, from, addr)
 	if err != nil {
+		p.cfg.Share.Give(live.CostTunnel)
 		reason := live.DialReason(err)
 		if reason == live.ConnectTimeout {
 			return nil, live.Errorf(live.HBONETimeout, "connection timed out, maybe a NetworkPolicy is blocking HBONE port %d: %w", addr.Port(), err)
 		}
 		return nil, &live.Error{Reason: reason, Err: err}
 	}
+	nc := &shared{TCPConn: tcp, share: p.cfg.Share}
 	c, err := hbone.NewClient(ctx, nc, identity.ClientConfig(p.cfg.Source, self, expect), p.cfg.HBONE)
 	if err != nil {
 		return nil, live.Errorf(live.HandshakeReason(err), "tunnel to %s: %w", addr, err)

@@ -168,6 +168,29 @@ func TestChangesKnowWhereHistoryEnds(t *testing.T) {
 	}
 }
 
+// TestChangeLogOfSmallChanges: many changes of one name each are bounded as well,
+// and the latest of them can still be asked for.
+func TestChangeLogOfSmallChanges(t *testing.T) {
+	store := NewStore()
+	first := store.Load()
+	var near Mark
+	for i := range 3 * logEntries {
+		if i == 3*logEntries-10 {
+			near = store.Load().Mark()
+		}
+		store.Swap(build(store.Load(), Delta{Workloads: []*Workload{{UID: fmt.Sprint(i)}}}))
+	}
+	if len(store.log) != logEntries || cap(store.log) > 2*logEntries || store.kept != logEntries {
+		t.Errorf("%d entries with %d names in the room of %d", len(store.log), store.kept, cap(store.log))
+	}
+	if _, ok := store.Changes(first.Mark(), store.Load()); ok {
+		t.Error("what was dropped is said to be known")
+	}
+	if c, ok := store.Changes(near, store.Load()); !ok || len(c.Workloads) != 10 {
+		t.Errorf("the latest ten: %d, %t", len(c.Workloads), ok)
+	}
+}
+
 func TestReadersSeeWholeSnapshots(t *testing.T) {
 	store := NewStore()
 	var readers sync.WaitGroup

@@ -37,9 +37,14 @@ type logEntry struct {
 	changes Changes
 }
 
-// logNames bounds the change log. A reader that is further behind compares
-// everything instead, which costs it more but nobody else.
-const logNames = 1 << 16
+// The change log is bounded by names, which are what it is for, and by entries,
+// which have a cost of their own: without that, changes of one name each would
+// make it 12 MB long, in every ztunnel too. A reader that is further behind
+// compares everything instead, which costs it more but nobody else.
+const (
+	logNames   = 1 << 16
+	logEntries = 1 << 10
+)
 
 // NewStore returns a store that holds an empty snapshot of version 0.
 func NewStore() *Store {
@@ -67,14 +72,11 @@ func (s *Store) Swap(next *Snapshot) {
 		s.log, s.kept = nil, 0 // not built from the current one: history ends here
 	} else {
 		s.log = append(s.log, logEntry{mark: next.Mark(), parent: next.parent, changes: next.touched})
-		s.kept += next.touched.size() + 1
-		if s.kept > logNames {
-			// Half at once, so that moving the rest is rare.
-			drop := 0
-			for ; s.kept > logNames/2 && drop < len(s.log)-1; drop++ {
-				s.kept -= s.log[drop].changes.size() + 1
-			}
-			s.log = slices.Delete(s.log, 0, drop)
+		s.kept += next.touched.size()
+		for len(s.log) > 1 && (s.kept > logNames || len(s.log) > logEntries) {
+			s.kept -= s.log[0].changes.size()
+			s.log[0] = logEntry{} // append moves the rest only when the room behind it is used up
+			s.log = s.log[1:]
 		}
 	}
 	s.current.Store(next)

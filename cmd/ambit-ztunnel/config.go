@@ -171,8 +171,9 @@ func (c *config) nodeID() string {
 	return fmt.Sprintf("ztunnel~%s~%s.%s~%s.svc.cluster.local", c.InstanceIP, c.PodName, c.PodNamespace, c.PodNamespace)
 }
 
-func (c *config) metadata() map[string]string {
+func (c *config) metadata(version string) map[string]string {
 	return map[string]string{
+		"ISTIO_VERSION": version, // what istioctl and pilot_xds{version} show
 		"NAME": c.PodName, "NAMESPACE": c.PodNamespace, "INSTANCE_IPS": c.InstanceIP, "NODE_NAME": c.NodeName,
 	}
 }

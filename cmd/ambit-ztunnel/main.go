@@ -92,7 +92,7 @@ func run(cfg *config) error {
 	})
 	client := xds.New(xds.Config{
 		Address: xdsAddr, TLS: rootsTLS(xdsTLS, cfg.XDSRootCA, cfg.XDSName), Token: auth, ClusterID: cfg.ClusterID,
-		NodeID: cfg.nodeID(), Metadata: cfg.metadata(), Store: store,
+		NodeID: cfg.nodeID(), Metadata: cfg.metadata(version), Store: store, Trust: source.SetRoots,
 		Logger: log.With(live.ScopeKey, "xds"), Registerer: registry,
 	})
 	node := ztunnel.New(ztunnel.Config{

@@ -34,9 +34,14 @@ import (
 type caller struct {
 	config Config
 
-	mu    sync.Mutex
-	conn  *grpc.ClientConn // guarded by mu
-	users int              // guarded by mu
+	mu      sync.Mutex
+	current *sharedConn // of new requests; nil: the next one dials; guarded by mu
+}
+
+// sharedConn is closed with its last user.
+type sharedConn struct {
+	*grpc.ClientConn
+	users int // guarded by caller.mu
 }
 
 // ask makes a key, has it signed for id and checks the answer.
@@ -67,34 +72,40 @@ func (c *caller) ask(ctx context.Context, id identity.ID) (*issued, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer c.release()
 	answer, err := pb.NewIstioCertificateServiceClient(conn).CreateCertificate(ctx, r)
+	c.release(conn, err)
 	if err != nil {
 		return nil, err
 	}
 	return readAnswer(answer.GetCertChain(), key, id)
 }
 
-func (c *caller) acquire() (*grpc.ClientConn, error) {
+func (c *caller) acquire() (*sharedConn, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.conn == nil {
+	if c.current == nil {
 		conn, err := c.dial()
 		if err != nil {
 			return nil, err
 		}
-		c.conn = conn
+		c.current = &sharedConn{ClientConn: conn}
 	}
-	c.users++
-	return c.conn, nil
+	c.current.users++
+	return c.current, nil
 }
 
-func (c *caller) release() {
+// release gives conn back. One that did not bring an answer gets no more
+// requests: it may lead to a replica that is gone without a word, and a new
+// one may lead elsewhere.
+func (c *caller) release(conn *sharedConn, err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.users--; c.users == 0 {
-		_ = c.conn.Close()
-		c.conn = nil
+	conn.users--
+	if c.current == conn && (conn.users == 0 || err != nil && !denied(err)) {
+		c.current = nil
+	}
+	if conn.users == 0 {
+		_ = conn.Close()
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -35,6 +36,7 @@ type Config struct {
 const (
 	parallel     = 8 // requests at once
 	fetchTimeout = 15 * time.Second
+	minFetch     = 3 * time.Second
 	firstBackoff = time.Second
 	maxBackoff   = 150 * time.Second
 	maxHeld      = 8192 // identities; more than any node has pods
@@ -53,7 +55,10 @@ type Source struct {
 	held    map[identity.ID]*entry // guarded by mu
 	active  int                    // requests under way, guarded by mu
 	stopped bool                   // Run has ended, guarded by mu
-	roots   *issued                // whose roots count, guarded by mu
+	pushed  anchors                // by SetRoots, guarded by mu
+	answer  anchors                // of the last answer since then, guarded by mu
+
+	roots atomic.Pointer[x509.CertPool] // of both; nil until the first answer or push
 }
 
 // entry is one identity. Guarded by Source.mu.
@@ -113,11 +118,11 @@ func New(c Config) *Source {
 		c.TTL = 24 * time.Hour
 	}
 	s := &Source{
-		config:  c,
-		metrics: newMetrics(c.Registerer),
-		wake:    make(chan struct{}, 1),
-		held:    make(map[identity.ID]*entry),
+		config: c,
+		wake:   make(chan struct{}, 1),
+		held:   make(map[identity.ID]*entry),
 	}
+	s.metrics = newMetrics(c.Registerer, s)
 	s.ask = (&caller{config: c}).ask
 	return s
 }
@@ -197,16 +202,6 @@ func (s *Source) poke() {
 	case s.wake <- struct{}{}:
 	default:
 	}
-}
-
-// Roots implements identity.Source: the trust anchors of the latest answer.
-func (s *Source) Roots() *x509.CertPool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.roots == nil {
-		return nil
-	}
-	return s.roots.pool
 }
 
 // Prefetch asks for id before a connection needs it.
@@ -317,9 +312,12 @@ func before(a, b *entry, now time.Time) int {
 
 // fetch asks the CA once and plans what comes next.
 func (s *Source) fetch(ctx context.Context, e *entry) {
-	c, cancel := context.WithTimeout(ctx, fetchTimeout)
+	c, cancel := context.WithTimeout(ctx, s.limit(e))
 	got, err := s.ask(c, e.id)
 	cancel()
+	if err == nil {
+		err = s.judgeClock(got.certificate.Leaf, time.Now())
+	}
 
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -340,9 +338,9 @@ func (s *Source) fetch(ctx context.Context, e *entry) {
 		if e.due.Before(now) { // a very short-lived one: still at half of what is left
 			e.due = now.Add(max(leaf.NotAfter.Sub(now)/2, firstBackoff))
 		}
-		if s.roots == nil || s.roots.rootPEM != got.rootPEM {
-			s.roots = got
-			s.config.Logger.Info("trust anchors received", "count", len(got.roots))
+		if s.answer.pem != got.rootPEM {
+			s.answer = anchors{got.rootPEM, got.roots}
+			s.trustLocked("answer of the CA")
 		}
 		s.metrics.requests.WithLabelValues("success").Inc()
 		s.config.Logger.Debug("certificate received", "identity", e.id.String(), "not_after", leaf.NotAfter, "refresh", e.due)
@@ -371,10 +369,35 @@ func (s *Source) failedLocked(e *entry, err error, now time.Time) {
 		"retry_in", e.due.Sub(now).Round(time.Millisecond), "old_one_in_use", kept)
 }
 
+// limit of one attempt: short enough that a replica of the CA that does not
+// answer leaves time for others while the old certificate is good.
+func (s *Source) limit(e *entry) time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if now := time.Now(); e.valid(now) {
+		return min(fetchTimeout, max(minFetch, e.got.certificate.Leaf.NotAfter.Sub(now)/4))
+	}
+	return fetchTimeout
+}
+
+// judgeClock compares our clock with the CA's, as far as a fresh certificate
+// tells. One that nobody here could use is an error.
+func (s *Source) judgeClock(leaf *x509.Certificate, now time.Time) error {
+	if !now.Before(leaf.NotAfter) {
+		return fmt.Errorf("answer of the CA: certificate is over since %s: this node's clock is ahead of the CA's by at least %v",
+			leaf.NotAfter.UTC().Format(time.RFC3339), now.Sub(leaf.NotAfter).Round(time.Second))
+	}
+	if early := leaf.NotBefore.Sub(now); early > 0 {
+		s.config.Logger.Warn("this node's clock is behind the CA's: it will refuse peers' certificates as not yet valid",
+			"by_at_least", early.Round(time.Second))
+	}
+	return nil
+}
+
 // CertState describes one identity for config_dump.
 type CertState struct {
 	ID    identity.ID
-	State string // Initializing, Available, Unavailable: <reason>
+	State string // Initializing; Available; Available, not renewed: <reason>; Unavailable: <reason>
 	Chain []*x509.Certificate
 	Roots []*x509.Certificate
 }
@@ -391,6 +414,8 @@ func (s *Source) States() []CertState {
 			c.Chain, c.Roots = e.got.chain, e.got.roots
 		}
 		switch {
+		case e.valid(now) && e.err != nil:
+			c.State = "Available, not renewed: " + e.err.Err.Error()
 		case e.valid(now):
 			c.State = "Available"
 		case e.err != nil:

@@ -32,6 +32,8 @@ type signer struct {
 	asked     []identity.ID
 	fail      error
 	hold      chan struct{} // requests wait for it when set
+	ttl       time.Duration // of what is signed; 0: a day
+	stale     *issued       // answered instead when set
 }
 
 func newSigner(t *testing.T) *signer {
@@ -45,7 +47,7 @@ func newSigner(t *testing.T) *signer {
 func (s *signer) ask(ctx context.Context, id identity.ID) (*issued, error) {
 	s.mu.Lock()
 	s.asked = append(s.asked, id)
-	fail, hold := s.fail, s.hold
+	fail, hold, ttl, stale := s.fail, s.hold, s.ttl, s.stale
 	s.mu.Unlock()
 	if hold != nil {
 		select {
@@ -57,11 +59,14 @@ func (s *signer) ask(ctx context.Context, id identity.ID) (*issued, error) {
 	if fail != nil {
 		return nil, fail
 	}
+	if stale != nil {
+		return stale, nil
+	}
 	key, csr, err := newRequest(id)
 	if err != nil {
 		return nil, err
 	}
-	chain, err := s.authority.Sign([]byte(csr), id, 0)
+	chain, err := s.authority.Sign([]byte(csr), id, ttl)
 	if err != nil {
 		return nil, err
 	}
@@ -71,6 +76,13 @@ func (s *signer) ask(ctx context.Context, id identity.ID) (*issued, error) {
 func (s *signer) set(fail error) {
 	s.mu.Lock()
 	s.fail = fail
+	s.mu.Unlock()
+}
+
+// answer makes every answer c, or a fresh one again for nil.
+func (s *signer) answer(c *issued) {
+	s.mu.Lock()
+	s.stale = c
 	s.mu.Unlock()
 }
 

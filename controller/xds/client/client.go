@@ -17,13 +17,16 @@ import (
 
 // Config of a Client.
 type Config struct {
-	Address    string                      // host:port; a leading http:// or https:// is ignored
-	TLS        func() (*tls.Config, error) // asked per attempt, so that new roots count; nil: plaintext
-	Token      func() (string, error)      // asked per stream; nil or "": no authorization
-	ClusterID  string
-	NodeID     string
-	Metadata   map[string]string
-	Store      *mesh.Store // the client is its only writer
+	Address   string                      // host:port; a leading http:// or https:// is ignored
+	TLS       func() (*tls.Config, error) // asked per attempt, so that new roots count; nil: plaintext
+	Token     func() (string, error)      // asked per stream; nil or "": no authorization
+	ClusterID string
+	NodeID    string
+	Metadata  map[string]string
+	Store     *mesh.Store // the client is its only writer
+	// Trust takes the roots of the mesh, in PEM, from a control plane that
+	// sends them; nil: they are not asked for. An error refuses them.
+	Trust      func(roots []byte) error
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer // nil: metrics are not exposed
 }
@@ -35,7 +38,8 @@ type Client struct {
 	synced  chan struct{}
 
 	// Owned by Run.
-	held map[string]map[string]string // per type URL: resource name -> version applied
+	asked bool                         // for the roots, on this stream
+	held  map[string]map[string]string // per type URL: resource name -> version applied
 	// waiting holds the types of which no response has been applied whole yet.
 	waiting map[string]bool
 }
@@ -59,6 +63,7 @@ func New(c Config) *Client {
 		x.held[t] = make(map[string]string)
 		x.waiting[t] = true
 	}
+	x.held[wire.TypeTrust] = make(map[string]string)
 	return x
 }
 

@@ -45,6 +45,7 @@ func (c *Client) connect(ctx context.Context) outcome {
 		return out
 	}
 	c.config.Logger.Info("xds stream open", "address", c.config.Address)
+	c.asked = false
 	for {
 		r, err := stream.Recv()
 		if err != nil {
@@ -54,6 +55,10 @@ func (c *Client) connect(ctx context.Context) outcome {
 			return out
 		}
 		out.spoke = true
+		if err := c.askTrust(stream); err != nil && !errors.Is(err, io.EOF) {
+			out.err = err
+			return out
+		}
 		answer := c.handle(r)
 		// EOF from Send means that Recv knows the real reason.
 		if err := stream.Send(answer); err != nil && !errors.Is(err, io.EOF) {
@@ -148,6 +153,8 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 	switch r.GetTypeUrl() {
 	case wire.TypeAddress, wire.TypeAuthorization:
 		refused = c.apply(r)
+	case wire.TypeTrust:
+		refused = c.applyTrust(r)
 	default:
 		c.config.Logger.Warn("xds response of a type nobody asked for", "type", r.GetTypeUrl())
 		c.count("unknown", size)
@@ -160,7 +167,7 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 		answer.ErrorDetail = &status.Status{Message: text}
 		return answer
 	}
-	if c.waiting[r.GetTypeUrl()] {
+	if r.GetTypeUrl() != wire.TypeTrust && c.waiting[r.GetTypeUrl()] {
 		delete(c.waiting, r.GetTypeUrl())
 		if len(c.waiting) == 0 {
 			close(c.synced)

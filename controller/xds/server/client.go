@@ -26,6 +26,7 @@ type ClientStatus struct {
 	NodeID    string // what the client calls itself; only for display
 	Connected time.Time
 	Types     []TypeStatus
+	Roots     string // hash of the roots it has said to have; "" for none
 }
 
 // TypeStatus is how far one client is with one resource type.
@@ -45,19 +46,30 @@ type client struct {
 
 	// Owned by run.
 	subs  map[string]*subscription
-	nonce uint64
-	gauge prometheus.Gauge // that counts this client; nil before its first request
+	trust trust
+	// behind is when the first change came that the client has not been sent;
+	// zero when there is none.
+	behind time.Time
+	nonce  uint64
+	gauge  prometheus.Gauge // that counts this client; nil before its first request
 
 	mu     sync.Mutex
 	nodeID string       // guarded by mu
 	types  []TypeStatus // guarded by mu
+	roots  string       // guarded by mu
 }
 
 // subscription is the state of one type on one stream.
 type subscription struct {
 	holds   map[string]string // what the client held at first; nil once answered
 	sent    *mesh.Snapshot    // nil until answered
-	pending map[string]uint64 // nonce -> snapshot version not answered yet
+	pending map[string]owed   // by nonce: what is not answered yet
+}
+
+// owed is an answer the client owes.
+type owed struct {
+	version uint64
+	since   time.Time // of the change it brings; zero for a first answer
 }
 
 // expect makes the first answer speak of names too, even if only to say that
@@ -142,6 +154,12 @@ func (c *client) run() (err error) {
 	var gathering <-chan time.Time
 	for {
 		changed := c.server.config.Store.Changed()
+		trustChanged := c.server.trustChanged()
+		// The roots go first and wait for nothing: they are what the rest is
+		// verified with, and a client may hold up a change of them.
+		if err := c.pushTrust(); err != nil {
+			return err
+		}
 		if gathering == nil {
 			if err := c.push(c.server.config.Store.Load()); err != nil {
 				return err
@@ -153,7 +171,7 @@ func (c *client) run() (err error) {
 			if err := c.request(r); err != nil {
 				return err
 			}
-			if first {
+			if first && len(c.subs) > 0 {
 				gathering = time.After(gather)
 			} else if len(c.subs) > 1 {
 				gathering = nil
@@ -166,6 +184,10 @@ func (c *client) run() (err error) {
 		case <-gathering:
 			gathering = nil
 		case <-changed:
+			if c.behind.IsZero() {
+				c.behind = time.Now()
+			}
+		case <-trustChanged:
 		case <-recheck.C:
 			// The answer may take the API server's time; changes do not wait.
 			c.server.running.Go(func() {
@@ -208,6 +230,10 @@ func (c *client) untilRecheck() time.Duration {
 // request takes in a subscription, an ACK or a NACK.
 func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	url := r.GetTypeUrl()
+	if url == wire.TypeTrust && c.server.config.Trust != nil {
+		c.trustRequest(r)
+		return nil
+	}
 	if url != wire.TypeAddress && url != wire.TypeAuthorization {
 		return status.Errorf(codes.InvalidArgument, "type %q is not served here", url)
 	}
@@ -217,7 +243,7 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 		c.gauge.Inc()
 	}
 	if sub == nil {
-		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]uint64)}
+		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]owed)}
 		sub.expect(r.GetResourceNamesSubscribe())
 		c.subs[url] = sub
 		c.mu.Lock()
@@ -229,9 +255,9 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 		return nil
 	}
 	if nonce := r.GetResponseNonce(); nonce != "" {
-		if v, ok := sub.pending[nonce]; ok {
+		if o, ok := sub.pending[nonce]; ok {
 			delete(sub.pending, nonce)
-			c.answered(url, v, r)
+			c.answered(url, o, r)
 		}
 	}
 	names := r.GetResourceNamesSubscribe()
@@ -248,7 +274,7 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	return nil
 }
 
-func (c *client) answered(url string, version uint64, r *discovery.DeltaDiscoveryRequest) {
+func (c *client) answered(url string, o owed, r *discovery.DeltaDiscoveryRequest) {
 	reason := ""
 	if d := r.GetErrorDetail(); d != nil {
 		if reason = d.GetMessage(); reason == "" {
@@ -257,6 +283,8 @@ func (c *client) answered(url string, version uint64, r *discovery.DeltaDiscover
 		c.server.metrics.rejects.WithLabelValues(metricType(url)).Inc()
 		c.server.config.Logger.Error("xds client refused resources", "pod", c.caller.Namespace+"/"+c.caller.PodName,
 			"node", c.caller.Node, "type", url, "error", reason)
+	} else if !o.since.IsZero() {
+		c.server.metrics.converged.Observe(time.Since(o.since).Seconds())
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -269,7 +297,7 @@ func (c *client) answered(url string, version uint64, r *discovery.DeltaDiscover
 		if reason != "" {
 			t.LastNACKTime = time.Now()
 		} else {
-			t.Acked = max(t.Acked, version)
+			t.Acked = max(t.Acked, o.version)
 		}
 	}
 }
@@ -306,9 +334,10 @@ func (c *client) push(to *mesh.Snapshot) error {
 		}
 	}
 	if !late.empty() {
-		return c.deliver(policySub, &late, to)
+		err = c.deliver(policySub, &late, to)
 	}
-	return nil
+	c.behind = time.Time{}
+	return err
 }
 
 // next is what the client has to be told about one type; nil when it does not
@@ -353,9 +382,8 @@ func (c *client) current(url string, to *mesh.Snapshot) {
 }
 
 func (c *client) send(sub *subscription, u update, to *mesh.Snapshot) error {
-	c.nonce++
-	nonce := strconv.FormatUint(c.nonce, 10)
-	sub.pending[nonce] = to.Version()
+	nonce, err := c.reply(u, to.Version())
+	sub.pending[nonce] = owed{to.Version(), c.behind}
 	c.mu.Lock()
 	for i := range c.types {
 		if c.types[i].TypeURL == u.typeURL {
@@ -363,22 +391,29 @@ func (c *client) send(sub *subscription, u update, to *mesh.Snapshot) error {
 		}
 	}
 	c.mu.Unlock()
+	return err
+}
+
+// reply puts one response on the stream.
+func (c *client) reply(u update, version uint64) (nonce string, err error) {
+	c.nonce++
+	nonce = strconv.FormatUint(c.nonce, 10)
 	start := time.Now()
-	err := c.stream.Send(&discovery.DeltaDiscoveryResponse{
-		SystemVersionInfo: strconv.FormatUint(to.Version(), 10),
+	err = c.stream.Send(&discovery.DeltaDiscoveryResponse{
+		SystemVersionInfo: strconv.FormatUint(version, 10),
 		TypeUrl:           u.typeURL,
 		Nonce:             nonce,
 		Resources:         u.resources,
 		RemovedResources:  u.removed,
 	})
 	c.server.metrics.sent(u, time.Since(start))
-	return err
+	return nonce, err
 }
 
 func (c *client) status() ClientStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Connected: c.since, Types: append([]TypeStatus(nil), c.types...)}
+	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Connected: c.since, Types: append([]TypeStatus(nil), c.types...), Roots: c.roots}
 }
 
 func peerOf(ctx context.Context) string {

@@ -18,6 +18,7 @@ type metrics struct {
 	pushes    *prometheus.CounterVec
 	pushTime  *prometheus.HistogramVec
 	size      *prometheus.HistogramVec
+	converged prometheus.Histogram
 	rejects   *prometheus.CounterVec
 	internal  prometheus.Counter
 	refused   prometheus.Counter
@@ -40,6 +41,10 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "pilot_xds_config_size_bytes", Help: "Bytes of resources in one response.",
 			Buckets: []float64{1, 10000, 1e6, 4e6, 1e7, 4e7},
 		}, []string{"type"}),
+		converged: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "pilot_proxy_convergence_time", Help: "Seconds from a change of the mesh to a client's acknowledgement of it.",
+			Buckets: []float64{.1, .5, 1, 3, 5, 10, 20, 30},
+		}),
 		rejects: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pilot_total_xds_rejects", Help: "Responses a client answered with a NACK.",
 		}, []string{"type"}),
@@ -81,8 +86,11 @@ func (m *metrics) sent(u update, took time.Duration) {
 
 // metricType is Istio's short name of a type.
 func metricType(url string) string {
-	if url == wire.TypeAuthorization {
+	switch url {
+	case wire.TypeAuthorization:
 		return "wads"
+	case wire.TypeTrust:
+		return "roots"
 	}
 	return "wds"
 }

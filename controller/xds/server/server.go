@@ -19,9 +19,11 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/wire"
 )
 
 // Caller is who a verified token belongs to.
@@ -30,6 +32,8 @@ type Caller struct{ Namespace, ServiceAccount, PodName, PodUID, Node string }
 // Config of a Server.
 type Config struct {
 	Store *mesh.Store
+	// Trust is served to who asks for it; nil: nothing is.
+	Trust Trust
 	// Authenticate says who calls, from nothing but the verified credentials
 	// of ctx. Its error is the reason the client is told.
 	Authenticate func(ctx context.Context) (Caller, error)
@@ -141,6 +145,13 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		s.metrics.refused.Inc()
 		s.config.Logger.Warn("xds client refused", "peer", peerOf(stream.Context()), "error", err)
 		return err
+	}
+	if s.config.Trust != nil {
+		// At once: a client asks for more than Istio's types only when it has
+		// read this.
+		if err := stream.SendHeader(metadata.Pairs(wire.HeaderTypes, wire.TypeTrust)); err != nil {
+			return err
+		}
 	}
 	c := newClient(s, stream, caller)
 	s.mu.Lock()

@@ -1,0 +1,49 @@
+package client
+
+import (
+	"fmt"
+	"slices"
+
+	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+
+	"github.com/ambitmesh/ambit/controller/wire"
+)
+
+// askTrust asks once per stream for the roots, of a server that has named the
+// type: any other one might end the stream over a type it does not know. The
+// header is there when the first response is.
+func (c *Client) askTrust(stream deltaStream) error {
+	if c.asked || c.config.Trust == nil {
+		return nil
+	}
+	c.asked = true
+	header, err := stream.Header()
+	if err != nil || !slices.Contains(header.Get(wire.HeaderTypes), wire.TypeTrust) {
+		return nil //nolint:nilerr // a stream without its header has failed, which Recv will say
+	}
+	return stream.Send(&discovery.DeltaDiscoveryRequest{
+		TypeUrl:                 wire.TypeTrust,
+		InitialResourceVersions: c.held[wire.TypeTrust],
+	})
+}
+
+// applyTrust hands the roots on. Of roots that are refused, or taken away, the
+// last good ones stay.
+func (c *Client) applyTrust(r *discovery.DeltaDiscoveryResponse) (refused []string) {
+	for _, x := range r.GetResources() {
+		if x.GetName() != wire.TrustName || x.GetResource().GetTypeUrl() != wire.TypeTrust {
+			refused = append(refused, fmt.Sprintf("%s: not the roots but a %q", x.GetName(), x.GetResource().GetTypeUrl()))
+			continue
+		}
+		roots, err := wire.UnmarshalTrust(x.GetResource().GetValue())
+		if err == nil {
+			err = c.config.Trust(roots)
+		}
+		if err != nil {
+			refused = append(refused, fmt.Sprintf("%s: %v", x.GetName(), err))
+			continue
+		}
+		c.held[wire.TypeTrust][wire.TrustName] = x.GetVersion()
+	}
+	return refused
+}

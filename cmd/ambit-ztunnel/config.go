@@ -174,7 +174,7 @@ func (c *config) nodeID() string {
 func (c *config) metadata(version string) map[string]string {
 	return map[string]string{
 		"ISTIO_VERSION": version, // what istioctl and pilot_xds{version} show
-		"NAME": c.PodName, "NAMESPACE": c.PodNamespace, "INSTANCE_IPS": c.InstanceIP, "NODE_NAME": c.NodeName,
+		"NAME":          c.PodName, "NAMESPACE": c.PodNamespace, "INSTANCE_IPS": c.InstanceIP, "NODE_NAME": c.NodeName,
 	}
 }
 

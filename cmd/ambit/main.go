@@ -56,7 +56,7 @@ func root() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "ambit",
 		Short: "Look at an Ambit mesh",
-		Long: "Look at an Ambit mesh.\n\nInstalling is applying manifests: kubectl apply -k deploy/ambit.\n" +
+		Long: "Look at an Ambit mesh.\n\nInstalling is applying manifests: kubectl apply -k deploy/ambit, or what precheck names.\n" +
 			"Meshing a namespace is a label: kubectl label namespace NAME istio.io/dataplane-mode=ambient.",
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -65,6 +65,6 @@ func root() *cobra.Command {
 	f.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config, then the pod's own account)")
 	f.StringVar(&c.context, "context", "", "context of the kubeconfig file")
 	f.StringVar(&c.systemNamespace, "system-namespace", "ambit-system", "namespace Ambit runs in")
-	cmd.AddCommand(statusCommand(&c), versionCommand(&c), uninstallCommand(&c))
+	cmd.AddCommand(precheckCommand(&c), statusCommand(&c), versionCommand(&c), uninstallCommand(&c))
 	return cmd
 }

@@ -38,6 +38,7 @@ var kinds = []kind{
 	group("apps", "deployments", true),
 	group("policy", "poddisruptionbudgets", true),
 	core("services"),
+	core("resourcequotas"),
 	group(rbacGroup, "rolebindings", true),
 	group(rbacGroup, "roles", true),
 	core("serviceaccounts"),

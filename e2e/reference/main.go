@@ -40,6 +40,7 @@ func run(root string) error {
 // helps are the programs whose help text is the reference. ztunnel takes its
 // settings from the environment only and has a page of its own.
 var helps = [][]string{
+	{"ambit", "precheck", "--help"},
 	{"ambit", "status", "--help"},
 	{"ambit", "uninstall", "--help"},
 	{"ambit", "version", "--help"},
@@ -62,7 +63,8 @@ func flagsPage(root string) (string, error) {
 		// one to us.
 		err := cmd.Run()
 		text := strings.ReplaceAll(out.String(), "\nexit status 2\n", "\n")
-		if !strings.Contains(text, "-") {
+		// "# package" is how the go command begins when the program does not build.
+		if !strings.Contains(text, "-") || strings.HasPrefix(text, "# ") {
 			return "", fmt.Errorf("%s: no help: %w: %s", strings.Join(h, " "), err, text)
 		}
 		fmt.Fprintf(&b, "\n## %s\n\n```\n%s\n```\n", strings.TrimSuffix(strings.Join(h[:len(h)-1], " "), " -h"), strings.TrimSpace(text))

@@ -1,0 +1,140 @@
+package diagnose
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// otherMeshes looks for what captures pods too, or configures the same
+// proxies.
+func otherMeshes(c *Cluster, o Options, f *findings) {
+	for i := range c.Deployments {
+		d := &c.Deployments[i]
+		object := "deployment " + d.Namespace + "/" + d.Name
+		switch {
+		case d.Labels["app"] == "istiod" || d.Spec.Template.Labels["app"] == "istiod":
+			besideIstio(object, o, f)
+		case d.Name == "linkerd-destination":
+			f.add(Info, object, "Linkerd is there", "do not enrol namespaces that it injects")
+		case strings.HasPrefix(d.Name, "kuma-control-plane"):
+			f.add(Info, object, "Kuma is there", "do not enrol namespaces that it injects")
+		}
+	}
+	for i := range c.DaemonSets {
+		d := &c.DaemonSets[i]
+		object := "daemonset " + d.Namespace + "/" + d.Name
+		switch {
+		case d.Labels["k8s-app"] == "istio-cni-node" || d.Name == "istio-cni-node":
+			if environment(d.Spec.Template.Spec)["AMBIENT_ENABLED"] != "false" {
+				f.add(Error, object, "Istio's node agent acts on the same label istio.io/dataplane-mode=ambient: both would capture the same pods",
+					"remove it, or set AMBIENT_ENABLED=false when it serves sidecars only")
+			}
+		case d.Labels["app"] == "ztunnel" && d.Namespace != o.System:
+			f.add(Error, object, "another ztunnel", "remove Istio's ambient mode first; the label on namespaces can stay")
+		case d.Name == "kmesh" || d.Labels["app"] == "kmesh":
+			f.add(Error, object, "Kmesh acts on namespaces too, and redirects in the kernel", "remove it first")
+		}
+	}
+}
+
+// besideIstio says what is not separate yet when two control planes are there:
+// all of this is missing, so nobody finds out by trying.
+func besideIstio(object string, o Options, f *findings) {
+	if !o.BesideIstio {
+		f.add(Error, object, "an Istio control plane is in the cluster", "remove it; or --beside-istio, when it is there on purpose")
+		return
+	}
+	f.add(Warning, object, "beside Istio, three things are not separate in this release: objects of every revision are read, not only those with a label istio.io/rev of ours; "+
+		"the condition ZtunnelAccepted is written on AuthorizationPolicies that istiod writes on too; the label istio.io/dataplane-mode means both meshes",
+		"run Istio without its ambient mode, with policies in namespaces that are not enrolled, and give the controller --root-namespace="+o.System)
+}
+
+// environment are the plain variables of a pod's containers.
+func environment(s corev1.PodSpec) map[string]string {
+	m := map[string]string{}
+	for _, c := range s.Containers {
+		for _, e := range c.Env {
+			m[e.Name] = e.Value
+		}
+	}
+	return m
+}
+
+// otherCNI looks for settings of the network that work against a chained
+// plugin, or hide Services from it.
+func otherCNI(c *Cluster, o Options, f *findings) {
+	if m := c.Cilium; m != nil {
+		if m["cni-exclusive"] != "false" {
+			f.add(Error, "configmap cilium-config", "Cilium insists on being the only plugin (cni-exclusive): it takes ours out of the configuration again and again",
+				"set cni.exclusive=false in Cilium's values")
+		}
+		replaces := m["kube-proxy-replacement"] == "true" || m["kube-proxy-replacement"] == "strict"
+		if (m["bpf-lb-sock"] == "true" || replaces) && m["bpf-lb-sock-hostns-only"] != "true" {
+			f.add(Warning, "configmap cilium-config", socketLB("Cilium"), "set socketLB.hostNamespaceOnly=true in Cilium's values")
+		}
+	}
+	if s := c.Calico; s != nil {
+		on, _ := s["bpfEnabled"].(bool)
+		at, _ := s["bpfConnectTimeLoadBalancing"].(string)
+		old, isSet := s["bpfConnectTimeLoadBalancingEnabled"].(bool)
+		if on && at != "Disabled" && (!isSet || old) {
+			f.add(Warning, "felixconfiguration default", socketLB("Calico"), "set bpfConnectTimeLoadBalancing to Disabled and bpfHostNetworkedNATWithoutCTLB to Enabled")
+		}
+	}
+	for i := range c.DaemonSets {
+		d := &c.DaemonSets[i]
+		if d.Namespace != "kube-system" || d.Name != "aws-node" {
+			continue
+		}
+		env := environment(d.Spec.Template.Spec)
+		if env["ENABLE_POD_ENI"] == "true" && env["POD_SECURITY_GROUP_ENFORCING_MODE"] != "standard" {
+			f.add(Warning, "daemonset kube-system/aws-node", "security groups for pods in strict mode: traffic between node and pod need not pass the pod's device on the node, where the kubelet's probes are marked",
+				"set POD_SECURITY_GROUP_ENFORCING_MODE=standard; the groups must admit TCP 15008 between pods")
+		}
+	}
+}
+
+func socketLB(who string) string {
+	return who + " replaces a Service's address by a pod's at connect(), inside the pod: calls are encrypted, but ztunnel does not know the Service they were for"
+}
+
+// daemonSetPods are the pods a DaemonSet should have.
+func daemonSetPods(d *appsv1.DaemonSet) int { return int(d.Status.DesiredNumberScheduled) }
+
+// agents reports what the installed node agents say about their nodes.
+func agents(c *Cluster, o Options, f *findings) {
+	d := c.installed(o)
+	if d == nil {
+		return
+	}
+	if want, have := daemonSetPods(d), int(d.Status.CurrentNumberScheduled); have < want {
+		f.add(Error, "daemonset "+d.Namespace+"/"+d.Name, fmt.Sprintf("%d of %d pods were made: something refuses them", have, want),
+			"kubectl describe daemonset -n "+d.Namespace+" "+d.Name+" has the reason in its events")
+	}
+	// The same trouble on many nodes is one finding.
+	troubles := map[string][]string{}
+	for i := range c.Pods {
+		p := &c.Pods[i]
+		if p.Namespace != o.System || p.Labels["app"] != "ambit-cni-node" || p.DeletionTimestamp != nil {
+			continue
+		}
+		for _, s := range append(slices.Clone(p.Status.InitContainerStatuses), p.Status.ContainerStatuses...) {
+			if w := s.State.Waiting; w != nil && s.RestartCount > 0 {
+				text := w.Reason
+				if t := s.LastTerminationState.Terminated; t != nil && strings.TrimSpace(t.Message) != "" {
+					text += ": " + strings.TrimSpace(t.Message)
+				}
+				troubles[text] = append(troubles[text], p.Spec.NodeName)
+			}
+		}
+	}
+	for _, text := range slices.Sorted(maps.Keys(troubles)) {
+		f.add(Error, "nodes "+few(troubles[text]), "the node agent ends again and again: "+text,
+			"kubectl logs -n "+o.System+" -l app=ambit-cni-node --previous has what the node lacks")
+	}
+}

@@ -103,6 +103,9 @@ func (s *podSet) add(p handoff.Pod) error {
 	if cur := s.pods[p.UID]; cur != nil {
 		if cur.pod.NS.ID() == p.NS.ID() {
 			p.Close()
+			// The agent says it again when capture was interrupted: connections
+			// made meanwhile are older than it.
+			s.n.older.Add(cur.live, cur.pod.NS)
 			return nil
 		}
 		s.stop(p.UID, live.Errorf(live.PodRemoved, "connection closed: the pod's network namespace was replaced"))

@@ -198,6 +198,28 @@ func (a *agent) watch(e *enrolled) (stop func()) {
 	return func() { cancel(); wg.Wait() }
 }
 
+// interrupt takes p out as an un-label does, and before it has left does
+// something and takes it back in.
+func (a *agent) interrupt(p *pod, meanwhile func()) {
+	t := a.t
+	t.Helper()
+	a.mu.Lock()
+	e := a.pods[p.uid]
+	a.mu.Unlock()
+	if err := a.r.Drain(e.cfg.ContainerID); err != nil {
+		t.Fatal(err)
+	}
+	meanwhile()
+	if err := a.r.Set(e.cfg); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	if err := a.server.Add(ctx, e.handoff()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // release ends capture of p.
 func (a *agent) release(p *pod) {
 	t := a.t

@@ -561,6 +561,22 @@ func olderConnectionsMeetPolicy(t *testing.T, f families) {
 	pingPong(t, itself, "the pod with itself")
 	pingPong(t, carried, "the mesh")
 	lines(1)
+	// A third, under PERMISSIVE again, that begins to leave the mesh and is asked
+	// back: what was made meanwhile went past ztunnel too.
+	k.apply(pa, "demo/default", "")
+	k.sync()
+	third := k.newPod(k.b, "third")
+	k.label(third, map[string]string{"app": "server"})
+	third.listen(8080, echo)
+	k.enrol(third)
+	carried = open(k.client, third)
+	k.b.agent.interrupt(third, func() { in = open(k.stranger, third) })
+	pingPong(t, in, "under PERMISSIVE")
+	k.apply(pa, "demo/default", `{mtls: {mode: STRICT}}`)
+	k.sync()
+	gone("a connection made while the pod was leaving", in)
+	pingPong(t, carried, "the mesh")
+	lines(2)
 	if n := k.b.metric(t, "ambit_older_connections_refused"); n != 0 {
 		t.Errorf("%v refused connections go on", n)
 	}

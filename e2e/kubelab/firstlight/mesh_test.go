@@ -1,6 +1,7 @@
 package firstlight
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 
@@ -138,7 +139,7 @@ func unlabel(t *testing.T, l *ambitlab.Lab) {
 }
 
 // olderConnections were open before the label: they run on, in plaintext, while
-// newer ones of the same pods are encrypted.
+// newer ones of the same pods are encrypted, until a policy refuses plaintext.
 func olderConnections(t *testing.T, l *ambitlab.Lab) {
 	s := l.Space(t, nil)
 	s.Pair()
@@ -154,6 +155,30 @@ func olderConnections(t *testing.T, l *ambitlab.Lab) {
 	s.Call("client", "http://server/"+word)
 	l.Wire.Secret(t, word)
 	open.GoesOn("beside newer ones")
+	older := func(pod string) string { return s.Now(pod).Annotations["ambitmesh.io/older-connections"] }
+	for _, pod := range []string{"client", "server"} {
+		if n := older(pod); n == "" {
+			t.Errorf("pod %s does not say that it has an older connection", pod)
+		}
+	}
+	s.Policy("PeerAuthentication", "strict", `{mtls: {mode: STRICT}}`)
+	ambitlab.Until(t, "the older connection to be ended", func() (string, bool) {
+		select {
+		case <-open.Done():
+			return "", true
+		default:
+			return "it runs on", false
+		}
+	})
+	l.Logged(t, "ztunnel", "node2", "connection destroyed", `dst.namespace="`+s.Name+`"`, "src.addr="+s.Now("client").Status.PodIP+":", `reason="older_denied"`)
+	ambitlab.Until(t, "no pod to have an older connection", func() (string, bool) {
+		client, server := older("client"), older("server")
+		return fmt.Sprintf("client %q, server %q", client, server), client == "" && server == ""
+	})
+	s.Works("client", "http://server/")
+	if p := s.Now("server"); !ambitlab.IsReady(p) || p.Status.ContainerStatuses[0].RestartCount != 0 {
+		t.Error("the server is not ready under STRICT, or was restarted")
+	}
 }
 
 func mixed(t *testing.T, l *ambitlab.Lab) {

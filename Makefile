@@ -3,6 +3,7 @@
 #   make build    the binaries, for this machine, in out/bin
 #   make unit     the quick tests
 #   make test     every test this machine can run; says what it skipped and why
+#   make soak     mixed load for DURATION, and whether anything grows (root)
 #   make demo     a two-node Kubernetes here, with Ambit on it (root)
 #   make image    out/image/ambit.tar, one OCI image with all binaries
 
@@ -12,6 +13,7 @@ IMAGE     ?= ambit.local/ambit
 TAG       ?= dev
 PLATFORMS ?= linux/amd64,linux/arm64
 BENCHTIME ?= 1s
+DURATION  ?= 5m
 LINT      := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 
 export CGO_ENABLED := 0
@@ -34,6 +36,11 @@ test:
 bench:
 	$(GO) run ./e2e/bench $(BENCHFLAGS)
 	$(GO) test -run '^$$' -bench . -benchtime $(BENCHTIME) ./...
+
+# make soak DURATION=8h SOAKFLAGS=-alone
+.PHONY: soak
+soak:
+	$(GO) run ./e2e/bench -soak $(DURATION) $(SOAKFLAGS)
 
 # Kubernetes is compiled once (about five minutes on two cores), then kept.
 .PHONY: demo

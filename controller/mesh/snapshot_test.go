@@ -170,6 +170,8 @@ func TestChangesKnowWhereHistoryEnds(t *testing.T) {
 
 // TestChangeLogOfSmallChanges: many changes of one name each are bounded as well,
 // and the latest of them can still be asked for.
+//
+//ambit:feature soak-small-changes
 func TestChangeLogOfSmallChanges(t *testing.T) {
 	store := NewStore()
 	first := store.Load()

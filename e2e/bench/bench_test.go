@@ -24,6 +24,8 @@ func TestMain(m *testing.M) {
 
 // One tiny round: every row must yield a figure. Whether it is a good one is
 // for a quiet machine to say.
+//
+//ambit:feature bench-rows
 func TestEveryRowYieldsAFigure(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("makes network namespaces and loads eBPF programs: needs root")
@@ -98,6 +100,9 @@ func TestVerdict(t *testing.T) {
 	}
 }
 
+// A noisy machine cannot show what it cannot show.
+//
+//ambit:feature bench-noise
 func TestDoubt(t *testing.T) {
 	for _, c := range []struct {
 		m    metric
@@ -118,6 +123,8 @@ func TestDoubt(t *testing.T) {
 }
 
 // What others do to the machine is said, whatever the figures are.
+//
+//ambit:feature bench-noise
 func TestNoise(t *testing.T) {
 	for _, c := range []struct {
 		foreign  []float64

@@ -47,6 +47,8 @@ func load(in io.Reader, out io.Writer) error {
 			var more []*net.TCPConn
 			more, err = hold(o)
 			held = append(held, more...)
+		case "mix":
+			a.Kinds = mix(o, held)
 		case "release":
 			for _, c := range held {
 				_ = c.Close()

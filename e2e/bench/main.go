@@ -1,6 +1,7 @@
 // Command bench owns the figures: Ambit beside no mesh, beside plain two-hop
-// proxies and beside iptables, in one run on one machine, in turns. It needs
-// root. docs/performance.md says what each figure means.
+// proxies and beside iptables, in one run on one machine, in turns. With -soak
+// it owns the search for what grows. It needs root. docs/performance.md says
+// what each figure means.
 package main
 
 import (
@@ -33,7 +34,9 @@ func main() {
 	var c config
 	flag.BoolVar(&c.full, "full", false, "longer and more repetitions, some 25 minutes instead of 4")
 	flag.StringVar(&c.rows, "rows", "", "only the groups that match this pattern: "+strings.Join(groupNames(), ", "))
-	flag.StringVar(&c.json, "json", "out/bench.json", "write everything measured here")
+	flag.StringVar(&c.json, "json", "", "write everything measured here (default out/bench.json, out/soak.json)")
+	flag.DurationVar(&c.soak, "soak", 0, "no figures, but mixed load for so long, and whether anything grows")
+	flag.BoolVar(&c.alone, "alone", false, "with -soak: nobody else here uses eBPF, so judge the kernel's own counts too")
 	flag.StringVar(&c.ztunnel, "ztunnel", "", "the program to measure instead of a fresh build")
 	flag.Parse()
 	if err := withdraw(); err != nil {
@@ -74,11 +77,16 @@ func withdraw() error {
 type config struct {
 	full                bool
 	rows, json, ztunnel string
+	soak                time.Duration
+	alone               bool
 }
 
 func (c config) run(ctx context.Context) error {
 	if os.Geteuid() != 0 {
 		return errors.New("makes network namespaces and loads eBPF programs: needs root")
+	}
+	if c.soak != 0 {
+		return c.runSoak(ctx)
 	}
 	want, err := regexp.Compile(c.rows)
 	if err != nil {
@@ -93,10 +101,43 @@ func (c config) run(ctx context.Context) error {
 		return err
 	}
 	fmt.Print(rep.table())
-	if err := os.MkdirAll(filepath.Dir(c.json), 0o755); err != nil {
+	return c.keep("out/bench.json", rep.write)
+}
+
+// leastSoak gives a quarter the samples that a slope needs.
+const leastSoak = 2 * time.Minute
+
+func (c config) runSoak(ctx context.Context) error {
+	if c.soak < leastSoak {
+		return fmt.Errorf("-soak %s: at least %s, or there is nothing to tell a leak from noise", c.soak, leastSoak)
+	}
+	rep, err := runSoak(ctx, c.soak, c.ztunnel, c.alone, func(s string) { fmt.Fprintln(os.Stderr, "soak:", s) })
+	if err != nil {
 		return err
 	}
-	return rep.write(c.json)
+	fmt.Print(rep.table())
+	if err := c.keep("out/soak.json", rep.write); err != nil {
+		return err
+	}
+	if wrong := rep.wrong(); len(wrong) > 0 {
+		if len(rep.Profiles) > 0 {
+			wrong = append(wrong, "profiles: "+strings.Join(rep.Profiles, " "))
+		}
+		return errors.New("the soak fails\n  " + strings.Join(wrong, "\n  "))
+	}
+	fmt.Println("\nNothing grows, nothing failed.")
+	return nil
+}
+
+// keep writes where the flag says, or else to path.
+func (c config) keep(path string, write func(string) error) error {
+	if c.json != "" {
+		path = c.json
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return write(path)
 }
 
 // group is rows that are measured together.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
@@ -24,6 +25,8 @@ const (
 	portSink   = 9001 // reads to the end, answers how much it was
 	portSource = 9002 // reads for how many ms to send, sends
 	portEcho   = 9003
+	portFirst  = 9004 // sends and half-closes, then reads to the end
+	portClosed = 9005 // nobody
 
 	shiftCopy   = 1000
 	shiftSplice = 2000
@@ -31,8 +34,8 @@ const (
 
 // order is what a load process is told, answer what it says.
 type order struct {
-	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, bareconnect, barepingpong, hold, release
-	To    string        // address
+	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, bareconnect, barepingpong, hold, mix, release
+	To    string        // address; of mix the host
 	Conns int           // at once
 	Size  int           // bytes of a message
 	Rate  int           // messages a second, all connections together
@@ -47,6 +50,7 @@ type answer struct {
 	Elapsed time.Duration
 	P50     time.Duration
 	P99     time.Duration
+	Kinds   map[string]counted // of mix
 }
 
 // role runs a child to its end: that of its standard input.
@@ -55,7 +59,7 @@ func role(name string) error {
 	case "load":
 		return load(os.Stdin, os.Stdout)
 	case "app":
-		for port, serve := range map[uint16]func(*net.TCPConn){portSink: sink, portSource: source, portEcho: echo} {
+		for port, serve := range map[uint16]func(*net.TCPConn){portSink: sink, portSource: source, portEcho: echo, portFirst: first} {
 			if err := listen(port, serve); err != nil {
 				return err
 			}
@@ -100,16 +104,24 @@ func listen(port uint16, serve func(*net.TCPConn)) error {
 
 // accept serves until the process ends.
 func accept(ln net.Listener, serve func(*net.TCPConn)) {
+	if err := serveUntilClosed(ln, serve); !errors.Is(err, net.ErrClosed) {
+		fmt.Fprintln(os.Stderr, err)
+	}
+}
+
+// serveUntilClosed returns when the last connection has ended.
+func serveUntilClosed(ln net.Listener, serve func(*net.TCPConn)) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
 	for {
 		c, err := ln.Accept()
 		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return
+			return err
 		}
-		go func() {
+		wg.Go(func() {
 			defer c.Close()
 			serve(c.(*net.TCPConn))
-		}()
+		})
 	}
 }
 

@@ -3,10 +3,12 @@ package lab
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"sync"
 
@@ -18,6 +20,7 @@ import (
 // enrolled is the bench's decision.
 type agent struct {
 	n      *Node
+	root   string // of the pins
 	r      *redirect.Redirector
 	server *handoff.Server
 	cancel context.CancelFunc
@@ -30,7 +33,7 @@ type agent struct {
 
 func newAgent(n *Node, pins string) (*agent, error) {
 	log := slog.New(slog.DiscardHandler)
-	a := &agent{n: n, pods: map[string]handoff.Pod{}, caps: map[string]redirect.Config{}, done: make(chan error, 1)}
+	a := &agent{n: n, root: pins, pods: map[string]handoff.Pod{}, caps: map[string]redirect.Config{}, done: make(chan error, 1)}
 	var err error
 	if a.r, err = redirect.New(redirect.Options{PinRoot: pins, Logger: log}); err != nil {
 		return nil, err
@@ -108,4 +111,34 @@ func (a *agent) enrol(ctx context.Context, p *Pod) error {
 		return err
 	}
 	return redirect.Prove(ctx, a.n.NS, p.NS, cfg.Addrs)
+}
+
+// release takes the pod out of the mesh: new connections go direct first, then
+// ztunnel lets go of it, then everything in its namespace.
+func (a *agent) release(ctx context.Context, p *Pod) error {
+	a.mu.Lock()
+	cfg, ok := a.caps[p.uid]
+	delete(a.caps, p.uid)
+	delete(a.pods, p.uid)
+	a.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	return errors.Join(a.r.Drain(p.uid), a.server.Del(ctx, p.uid), a.r.Clear(p.uid, p.NS), cfg.Listeners.Close())
+}
+
+// pins counts the eBPF objects the agent keeps by name.
+func (a *agent) pins() (int, error) {
+	n := 0
+	err := filepath.WalkDir(a.root, func(_ string, d fs.DirEntry, err error) error {
+		// A pod that goes meanwhile takes its folder along.
+		if err == nil && !d.IsDir() {
+			n++
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	return n, err
 }

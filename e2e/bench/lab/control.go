@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
@@ -27,6 +28,7 @@ const controllerName = "ambit-controller.ambit-system.svc"
 // Control is the real xDS server and CA over a mesh the bench writes. A token
 // is the name of a node: who calls is not what is measured.
 type Control struct {
+	mu    sync.Mutex // held for a change
 	store *mesh.Store
 	root  string // file
 	grpc  *grpc.Server
@@ -100,8 +102,10 @@ func (c *Control) hosts(node string, id identity.ID) bool {
 	return false
 }
 
-// Apply changes the mesh. One goroutine at a time.
+// Apply changes the mesh.
 func (c *Control) Apply(d mesh.Delta) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	b := mesh.NewBuilder(c.store.Load())
 	b.Apply(d)
 	c.store.Swap(b.Build())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -32,6 +33,7 @@ type Lab struct {
 
 	dir     string
 	ztunnel string // the program
+	env     []string
 	pods    int
 	undo    []func() error
 	spaces  []*netns.NS // closed after undo: captures are taken out of them
@@ -52,13 +54,14 @@ type Node struct {
 	xds    string
 }
 
-// New builds everything; ztunnel is the program to measure.
-func New(ctx context.Context, ztunnel string) (*Lab, error) {
+// New builds everything; ztunnel is the program to measure, env what its
+// environment has beside what it needs.
+func New(ctx context.Context, ztunnel string, env ...string) (*Lab, error) {
 	dir, err := os.MkdirTemp("", "ambit-bench-")
 	if err != nil {
 		return nil, err
 	}
-	l := &Lab{dir: dir, ztunnel: ztunnel}
+	l := &Lab{dir: dir, ztunnel: ztunnel, env: env}
 	l.later(func() error { return os.RemoveAll(dir) })
 	if err := l.build(ctx); err != nil {
 		return nil, errors.Join(err, l.Close())
@@ -166,12 +169,12 @@ func (l *Lab) Processes() []*Process {
 // Start runs the node's ztunnel.
 func (n *Node) Start() error {
 	l := n.lab
-	p, err := l.Run(n.NS, Command{Name: "ztunnel-" + n.Name, Path: l.ztunnel, Log: filepath.Join(l.dir, n.Name+".log"), Env: []string{
+	p, err := l.Run(n.NS, Command{Name: "ztunnel-" + n.Name, Path: l.ztunnel, Log: filepath.Join(l.dir, n.Name+".log"), Env: append([]string{
 		"NODE_NAME=" + n.Name, "CLUSTER_ID=bench", "POD_NAME=ztunnel-" + n.Name, "POD_NAMESPACE=ambit-system",
 		"SERVICE_ACCOUNT=ztunnel", "XDS_ADDRESS=" + n.xds, "XDS_ROOT_CA=" + l.Control.root,
 		"ALT_XDS_HOSTNAME=" + controllerName, "ALT_CA_HOSTNAME=" + controllerName, "AUTH_TOKEN=" + n.Name,
 		"INPOD_UDS=" + n.socket(), "RUST_LOG=info",
-	}})
+	}, l.env...)})
 	n.Ztunnel = p
 	return err
 }
@@ -187,26 +190,39 @@ func (n *Node) Restart(ctx context.Context) error {
 
 // WaitReady waits until ztunnel says it serves.
 func (n *Node) WaitReady(ctx context.Context) error {
-	tr := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, a string) (net.Conn, error) {
-		return n.NS.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(a), netns.SocketOptions{})
-	}}
-	client := http.Client{Timeout: 5 * time.Second, Transport: tr}
 	err := Eventually(ctx, func() error {
-		r, err := client.Get("http://127.0.0.1:15021/healthz/ready")
-		if err != nil {
-			return err
-		}
-		_ = r.Body.Close()
-		if r.StatusCode != http.StatusOK {
-			return errors.New(r.Status)
-		}
-		return nil
+		_, err := n.Get(ctx, "http://127.0.0.1:15021/healthz/ready")
+		return err
 	})
 	if err != nil {
 		return fmt.Errorf("ztunnel of %s is not ready: %w", n.Name, err)
 	}
 	return nil
 }
+
+// Get asks one of ztunnel's own HTTP interfaces, from the node itself, on a
+// connection that ends with the answer.
+func (n *Node) Get(ctx context.Context, url string) ([]byte, error) {
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, a string) (net.Conn, error) {
+		return n.NS.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(a), netns.SocketOptions{})
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := client.Do(r)
+	if err != nil {
+		return nil, err
+	}
+	defer answer.Body.Close()
+	if answer.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: %s", url, answer.Status)
+	}
+	return io.ReadAll(answer.Body)
+}
+
+// Pins counts what the node's agent has in its bpffs.
+func (n *Node) Pins() (int, error) { return n.agent.pins() }
 
 func (n *Node) socket() string { return filepath.Join(n.lab.dir, n.Name+".sock") }
 
@@ -217,6 +233,7 @@ type Pod struct {
 	Addr netip.Addr
 	Node *Node
 	uid  string
+	host string // the node's end of its device
 }
 
 // Pod makes a pod that the mesh knows but does not capture.
@@ -226,9 +243,10 @@ func (l *Lab) Pod(n *Node, name string) (*Pod, error) {
 		return nil, err
 	}
 	l.pods++
-	p := &Pod{Name: name, NS: ns, Node: n, uid: fmt.Sprintf("00000000-0000-0000-0000-%012d", l.pods),
-		Addr: netip.AddrFrom4([4]byte{10, byte(76 + n.number), byte(l.pods / 200), byte(10 + l.pods%200)})}
-	host, gw := fmt.Sprintf("veth%d", l.pods), fmt.Sprintf("10.%d.255.1", 76+n.number)
+	host := fmt.Sprintf("veth%d", l.pods)
+	p := &Pod{Name: name, NS: ns, Node: n, host: host, uid: fmt.Sprintf("00000000-0000-0000-0000-%012d", l.pods),
+		Addr: netip.AddrFrom4([4]byte{10, byte(76 + n.number), byte(l.pods / 200 % 250), byte(10 + l.pods%200)})}
+	gw := fmt.Sprintf("10.%d.255.1", 76+n.number)
 	if err := connect(n.NS, host, ns, "eth0"); err != nil {
 		return nil, err
 	}
@@ -254,6 +272,16 @@ func (p *Pod) Dial(ctx context.Context, to string) (*net.TCPConn, error) {
 	return p.NS.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(to), netns.SocketOptions{})
 }
 
+// Listen is an application of the pod in this process.
+func (p *Pod) Listen(port uint16) (net.Listener, error) {
+	f, err := p.NS.ListenTCP(netip.AddrPortFrom(netip.IPv4Unspecified(), port), netns.SocketOptions{})
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return net.FileListener(f)
+}
+
 func (p *Pod) record(meshed bool) *mesh.Workload {
 	w := &mesh.Workload{
 		UID: "bench//Pod/" + Namespace + "/" + p.Name, Name: p.Name, Namespace: Namespace, Addresses: []netip.Addr{p.Addr},
@@ -274,6 +302,32 @@ func (l *Lab) Announce(ctx context.Context, pods ...*Pod) error {
 	}
 	l.Control.Apply(d)
 	return l.Control.Settled(ctx)
+}
+
+// Retract tells the mesh that pods do not speak HBONE any more and waits until
+// all know.
+func (l *Lab) Retract(ctx context.Context, pods ...*Pod) error {
+	var d mesh.Delta
+	for _, p := range pods {
+		d.Workloads = append(d.Workloads, p.record(false))
+	}
+	l.Control.Apply(d)
+	return l.Control.Settled(ctx)
+}
+
+// Release is the end of Enrol.
+func (p *Pod) Release(ctx context.Context) error {
+	if err := p.Node.agent.release(ctx, p); err != nil {
+		return fmt.Errorf("release %s: %w", p.Name, err)
+	}
+	return nil
+}
+
+// Remove takes a released pod out of the mesh and off its node.
+func (l *Lab) Remove(p *Pod) error {
+	l.Control.Apply(mesh.Delta{RemovedWorkloads: []string{p.record(false).UID}})
+	l.spaces = slices.DeleteFunc(l.spaces, func(ns *netns.NS) bool { return ns == p.NS })
+	return errors.Join(cut(p.Node.NS, p.host), p.NS.Close())
 }
 
 // Enrol captures the pod, hands it to ztunnel and proves the capture, as the

@@ -67,6 +67,30 @@ func up(ns *netns.NS, name, prefix string, routes ...route) error {
 	})
 }
 
+// cut removes a device and so the pair.
+func cut(ns *netns.NS, name string) error {
+	return ns.Do(func() error {
+		l, err := netlink.LinkByName(name)
+		if err == nil {
+			err = netlink.LinkDel(l)
+		}
+		if err != nil {
+			return fmt.Errorf("remove %s: %w", name, err)
+		}
+		return nil
+	})
+}
+
+// devices counts those of a namespace.
+func devices(ns *netns.NS) (n int, err error) {
+	err = ns.Do(func() error {
+		links, err := netlink.LinkList()
+		n = len(links)
+		return err
+	})
+	return n, err
+}
+
 func sysctl(ns *netns.NS, name, value string) error {
 	return ns.Do(func() error { return os.WriteFile("/proc/sys/"+name, []byte(value), 0o644) })
 }

@@ -31,6 +31,8 @@ type Intent struct {
 	// Proxies are the cgroups of this boot's agents and ztunnels, whose
 	// sockets may still be there.
 	Proxies []uint64 `json:"proxies,omitempty"`
+	// Probers are the cgroups of the kubelet, as far as they are known.
+	Probers []uint64 `json:"probers,omitempty"`
 }
 
 // IntendedPod is a pod that is to be captured. A sandbox is identified by the

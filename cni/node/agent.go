@@ -37,6 +37,11 @@ type Config struct {
 	// this node; "" admits any root process (for tests).
 	ZtunnelNamespace string
 
+	// Pod is the agent's own pod; "" when it runs in none. KubeletPort is where
+	// the kubelet of the node serves; 0 is DefaultKubeletPort.
+	Pod         string
+	KubeletPort uint16
+
 	// DNS captures the pods' DNS queries too; ztunnel must answer them.
 	DNS bool
 
@@ -67,6 +72,7 @@ type Redirector interface {
 	Clear(containerID string, ns *netns.NS) error
 	Collect(keep func(containerID string) bool) ([]string, error)
 	TrustProxies(cgroups []uint64) error
+	TrustProbers(cgroups []uint64) error
 }
 
 // Validate names every problem at once.
@@ -102,6 +108,7 @@ type Agent struct {
 
 	served  served // pods a ztunnel is to serve; has its own lock
 	proxies *proxies
+	kubelet *kubelet
 	older   *older
 	kept    atomic.Pointer[[]string]
 	old     recovery
@@ -129,6 +136,7 @@ func New(cfg Config) *Agent {
 		proxies: &proxies{trust: cfg.Redirector.TrustProxies, find: cfg.HostRoot.cgroupOf, log: cfg.Logger},
 	}
 	a.older = &older{say: a.sayOlder, list: (*netns.NS).Connections, log: cfg.Logger}
+	a.kubelet = a.newKubelet()
 	a.metrics.watch(cfg.Registerer, a)
 	return a
 }
@@ -171,6 +179,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if !a.kube.wait(ctx) {
 		return context.Cause(ctx)
 	}
+	a.kubelet.begin(before.Probers)
 	a.log.Info("pods and namespaces known", "pods", len(a.kube.allPods()), "remembered", len(before.Pods))
 
 	// ztunnel first: what it still serves is where our listeners are.
@@ -193,6 +202,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("pods", l.run)
 	start("plugin", plugin.Run)
 	start("older connections", a.older.run)
+	start("kubelet", a.kubelet.run)
 	a.ready.Store(true)
 	close(a.up)
 	<-ctx.Done()
@@ -227,7 +237,7 @@ func (a *Agent) remember() enroll.Intent {
 	if in.Boot != a.boot {
 		// Every sandbox of the former boot is gone, and with it its namespace.
 		a.log.Info("the node was rebooted since the intent file was written", "pods", len(in.Pods))
-		in.Pods, in.Proxies = nil, nil
+		in.Pods, in.Proxies, in.Probers = nil, nil, nil
 	}
 	var uids []string
 	for _, p := range in.Pods {

@@ -18,6 +18,7 @@ const (
 	annotationRedirect  = "ambient.istio.io/redirection"
 	annotationReason    = "ambitmesh.io/redirection-reason"
 	annotationOlder     = "ambitmesh.io/older-connections"
+	annotationProbers   = "ambitmesh.io/probes-from-any-process"
 	redirectionEnabled  = "enabled"
 	redirectionPending  = "pending"
 	labelApp            = "app"

@@ -71,6 +71,9 @@ func TestNamespaceEnrolment(t *testing.T) {
 	}
 }
 
+// TestProbePorts: everything the kubelet dials in a pod, and nothing else.
+//
+//ambit:feature probe-ports
 func TestProbePorts(t *testing.T) {
 	http := func(p intstr.IntOrString) *corev1.Probe {
 		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Port: p}}}
@@ -78,24 +81,35 @@ func TestProbePorts(t *testing.T) {
 	tcp := func(n int32) *corev1.Probe {
 		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(n)}}}
 	}
+	at := func(host string, n int32) *corev1.Probe {
+		return &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Host: host, Port: intstr.FromInt32(n)}}}
+	}
+	always := corev1.ContainerRestartPolicyAlways
 	p := corev1.Pod{Spec: corev1.PodSpec{
-		InitContainers: []corev1.Container{{StartupProbe: tcp(7000)}},
+		InitContainers: []corev1.Container{{RestartPolicy: &always, StartupProbe: tcp(7000)}, {}},
+		EphemeralContainers: []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+			Ports: []corev1.ContainerPort{{ContainerPort: 666}}}}},
 		Containers: []corev1.Container{
 			{
-				Ports:         []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}},
+				Ports:         []corev1.ContainerPort{{Name: "web", ContainerPort: 8080}, {Name: "unused", ContainerPort: 8081}},
 				LivenessProbe: http(intstr.FromString("web")), ReadinessProbe: http(intstr.FromInt32(8080)),
 				StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{}}},
-				Lifecycle:    &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(9000)}}},
+				Lifecycle: &corev1.Lifecycle{
+					PostStart: &corev1.LifecycleHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(9001)}}, // not carried out
+					PreStop:   &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromInt32(9000)}}},
 			},
 			{
 				LivenessProbe:  &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{Port: 50051}}},
-				ReadinessProbe: http(intstr.FromString("unknown")),
-				StartupProbe: &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
-					Host: "example.com", Port: intstr.FromInt32(1234)}}}, // not to the pod
+				ReadinessProbe: http(intstr.FromString("web")), // another container's name is none
+				StartupProbe:   at("example.com", 1234),        // not to the pod
+				Lifecycle:      &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{HTTPGet: &corev1.HTTPGetAction{Port: intstr.FromString("9002")}}},
 			},
+			{LivenessProbe: at("10.0.0.9", 1235), ReadinessProbe: at("10.0.0.5", 1236), StartupProbe: at("fd00::5", 1237)},
+			{LivenessProbe: at("127.0.0.1", 1238)}, // the node's own
+			{LivenessProbe: http(intstr.FromInt32(0)), ReadinessProbe: http(intstr.FromInt32(65536)), StartupProbe: http(intstr.FromString("-1"))},
 		},
-	}}
-	if got, want := fmt.Sprint(ProbePorts(&p)), "[7000 8080 9000 50051]"; got != want {
+	}, Status: corev1.PodStatus{PodIPs: []corev1.PodIP{{IP: "10.0.0.5"}, {IP: "fd00::5"}}}}
+	if got, want := fmt.Sprint(ProbePorts(&p)), "[1236 1237 7000 8080 9000 9002 50051]"; got != want {
 		t.Errorf("ports %s, want %s", got, want)
 	}
 }

@@ -121,6 +121,15 @@ func (w *watcher) pod(uid string) *corev1.Pod {
 	return found[0].(*corev1.Pod)
 }
 
+// named returns the pod of this node with this name, nil when there is none.
+func (w *watcher) named(namespace, name string) *corev1.Pod {
+	o, ok, err := w.pods.GetStore().GetByKey(namespace + "/" + name)
+	if err != nil || !ok {
+		return nil
+	}
+	return o.(*corev1.Pod)
+}
+
 func (w *watcher) allPods() []*corev1.Pod {
 	var out []*corev1.Pod
 	for _, o := range w.pods.GetStore().List() {

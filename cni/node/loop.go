@@ -313,7 +313,7 @@ func (l *loop) check(c *examination) {
 			continue
 		}
 		cfg := e.held.config(l.a, e.pod)
-		cfg.ProxyCgroups = l.a.proxies.list()
+		cfg.ProxyCgroups, cfg.ProbeCgroups = l.a.proxies.list(), l.a.kubelet.list()
 		if err := l.a.cfg.Redirector.Check(cfg); err != nil {
 			c.answer <- enroll.Response{Outcome: enroll.Refused, Reason: err.Error()}
 			return
@@ -583,7 +583,7 @@ func (l *loop) collectStale() {
 // write puts the decisions on disk. What cannot be written is tried again; the
 // plugin then goes by the older file while the agent is away.
 func (l *loop) write() {
-	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment), Proxies: l.a.proxies.list()}
+	in := enroll.Intent{Node: l.a.cfg.Node, Boot: l.a.boot, Namespaces: make(map[string]enroll.Enrolment), Proxies: l.a.proxies.list(), Probers: l.a.kubelet.list()}
 	for _, ns := range l.a.kube.allNamespaces() {
 		if l.a.Leaving() != "" {
 			in.Namespaces[ns.Name] = enroll.Outside

@@ -15,6 +15,7 @@ import (
 //	ambit_cni_older_connections              open connections that are older than their pod's capture
 //	ambit_cni_cut_connections_total          connections that outlasted the drain of their pod
 //	ambit_cni_proxy_cgroups                  cgroups the proxy's mark is believed from; 0: from any
+//	ambit_cni_probe_cgroups                  cgroups whose processes pass for the kubelet at probe ports; 0: every process of the node
 //	ambit_cni_ztunnel_connected              connections of ztunnels
 type metrics struct {
 	pods         *prometheus.GaugeVec
@@ -61,7 +62,10 @@ func (m *metrics) watch(r prometheus.Registerer, a *Agent) {
 			func() float64 { return float64(a.older.total()) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "ambit_cni_proxy_cgroups", Help: "Cgroups from which the proxy's mark is believed; 0 when the mark alone decides."},
-			func() float64 { return float64(len(a.proxies.list())) }))
+			func() float64 { return float64(len(a.proxies.list())) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name: "ambit_cni_probe_cgroups", Help: "Cgroups whose processes pass for the kubelet at the probe ports of pods; 0 when every process of the node does."},
+			func() float64 { return float64(len(a.kubelet.list())) }))
 }
 
 func (m *metrics) done(s step)   { m.jobs.WithLabelValues(s.String(), "ok").Inc() }

@@ -254,8 +254,8 @@ func cgroupDir(cgroup, mountinfo string) (string, error) {
 		return "", errors.New("cgroup v2 is not in use")
 	case in == "/":
 		return "", errors.New("it is in the root cgroup: cgroup v2 is not in use for containers")
-	case !strings.HasPrefix(in, "/") || strings.HasPrefix(in, "/.."):
-		return "", fmt.Errorf("its cgroup %s is outside what is seen from here (a private cgroup namespace)", in)
+	case !strings.HasPrefix(in, "/"):
+		return "", fmt.Errorf("its cgroup %q is no path", in)
 	}
 	for line := range strings.Lines(mountinfo) {
 		left, right, _ := strings.Cut(line, " - ")
@@ -267,6 +267,11 @@ func cgroupDir(cgroup, mountinfo string) (string, error) {
 		below, ok := strings.CutPrefix(in, strings.TrimSuffix(root, "/"))
 		if !ok || below != "" && below[0] != '/' {
 			continue // another part of the tree is mounted there
+		}
+		// Both paths count from where this process's cgroup namespace begins,
+		// so what they have in common, ".." included, is no obstacle.
+		if strings.HasPrefix(below, "/..") {
+			return "", fmt.Errorf("its cgroup %s is outside what is seen from here (a private cgroup namespace)", in)
 		}
 		return path.Join(at, below), nil
 	}

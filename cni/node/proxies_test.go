@@ -19,6 +19,7 @@ func TestCgroupDir(t *testing.T) {
 	const unified = "30 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 	const part = "30 23 0:26 /node /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
 	const v1 = "31 23 0:27 / /sys/fs/cgroup/pids rw - cgroup cgroup rw,pids\n"
+	const outer = "30 23 0:26 /../.. /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n" // as seen from a container of that node
 	for _, c := range []struct{ name, cgroup, mounts, want, err string }{
 		{"hybrid", "8:pids:/x\n0::/kubepods/podA/c1\n", v1 + hybrid, "/sys/fs/cgroup/unified/kubepods/podA/c1", ""},
 		{"unified", "0::/kubepods.slice/c.scope\n", unified, "/sys/fs/cgroup/kubepods.slice/c.scope", ""},
@@ -27,6 +28,8 @@ func TestCgroupDir(t *testing.T) {
 		{"v1 alone", "8:pids:/x\n", v1, "", "not in use"},
 		{"root", "0::/\n", unified, "", "root cgroup"},
 		{"private namespace", "0::/../../kubepods/c\n", unified, "", "private cgroup namespace"},
+		{"of a container beside it", "0::/../../kubepods/c\n", outer, "/sys/fs/cgroup/kubepods/c", ""},
+		{"above what is mounted", "0::/../../../c\n", outer, "", "private cgroup namespace"},
 		{"not mounted", "0::/kubepods/c\n", v1, "", "not mounted"},
 		{"empty", "", "", "", "not in use"},
 	} {

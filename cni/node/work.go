@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"slices"
@@ -66,37 +65,16 @@ func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
 		Addrs:       h.addrs,
 		Listeners:   h.listeners,
 		Host:        a.cfg.Host,
-		// Used only where probes cannot be stamped.
-		ProbeSources: nodeAddrs(),
 	}
-	if pod != nil {
-		cfg.ProbePorts = ProbePorts(pod)
+	if pod == nil {
+		return cfg
+	}
+	if cfg.ProbePorts = ProbePorts(pod); len(cfg.ProbePorts) > 0 {
+		// Used only where probes cannot be stamped. Without any the pod is
+		// refused then, and says so.
+		cfg.ProbeSources, _ = redirect.Sources(a.cfg.Host, h.addrs)
 	}
 	return cfg
-}
-
-// nodeAddrs are the addresses of this node, one of which the kubelet's probes
-// come from: which one depends on the CNI plugin that made the pod's link.
-func nodeAddrs() []netip.Prefix {
-	all, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil // probes then count as any other plaintext
-	}
-	var out []netip.Prefix
-	for _, a := range all {
-		n, ok := a.(*net.IPNet)
-		if !ok || n.IP.IsLoopback() || n.IP.IsLinkLocalUnicast() {
-			continue
-		}
-		if ip, ok := netip.AddrFromSlice(n.IP); ok {
-			p := netip.PrefixFrom(ip.Unmap(), ip.Unmap().BitLen())
-			if !slices.Contains(out, p) {
-				out = append(out, p)
-			}
-		}
-	}
-	slices.SortFunc(out, func(a, b netip.Prefix) int { return a.Addr().Compare(b.Addr()) })
-	return out
 }
 
 func (h *held) intended(pod *corev1.Pod) enroll.IntendedPod {
@@ -233,7 +211,10 @@ func (j *job) capture(ctx context.Context) error {
 	if h.set {
 		cfg := h.config(j.a, j.pod)
 		cfg.ProxyCgroups = j.a.proxies.list()
-		if err := j.a.cfg.Redirector.Check(cfg); err != nil {
+		if err := j.a.kubelet.with(func(ids []uint64) error {
+			cfg.ProbeCgroups = ids
+			return j.a.cfg.Redirector.Check(cfg)
+		}); err != nil {
 			j.a.log.Warn("capture has drifted and is repaired", "pod", podName(j.pod), "err", err)
 			j.a.metrics.repairs.Inc()
 			h.set, h.proven = false, false
@@ -298,7 +279,10 @@ func (j *job) set() error {
 		return j.a.proxies.with(func(ids []uint64) error {
 			cfg := h.config(j.a, j.pod)
 			cfg.ProxyCgroups = ids
-			return j.a.cfg.Redirector.Set(cfg)
+			return j.a.kubelet.with(func(ids []uint64) error {
+				cfg.ProbeCgroups = ids
+				return j.a.cfg.Redirector.Set(cfg)
+			})
 		})
 	})
 }

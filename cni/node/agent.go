@@ -116,7 +116,10 @@ type Agent struct {
 	up      chan struct{} // closed when ready becomes true
 	left    chan struct{} // closed by the loop when nothing is captured and nothing will be
 	jobs    sync.WaitGroup
-	slots   chan struct{} // bounds what jobs ask of the kernel at once
+	// unreachable is until when, in Unix nanoseconds, the node is taken to have
+	// no way to pods whose devices have no end on it.
+	unreachable atomic.Int64
+	slots       chan struct{} // bounds what jobs ask of the kernel at once
 }
 
 // maxLoads at once: a node that boots has all its pods to do, and each needs

@@ -130,6 +130,7 @@ type ztunnel struct {
 	mu   sync.Mutex
 	pods map[string]*given // guarded by mu
 	dels []string          // guarded by mu
+	adds int               // guarded by mu
 }
 
 type given struct {
@@ -162,6 +163,7 @@ func (b *bench) ztunnel() (stop func()) {
 func (z *ztunnel) Add(_ context.Context, p handoff.Pod) error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
+	z.adds++
 	if old := z.pods[p.UID]; old != nil {
 		if old.pod.NS.ID() == p.NS.ID() {
 			return p.Close()
@@ -212,6 +214,13 @@ func (z *ztunnel) Del(uid string) {
 
 func (z *ztunnel) Keep(string)   {}
 func (z *ztunnel) SnapshotDone() {}
+
+// added is how often a pod was handed over.
+func (z *ztunnel) added() int {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	return z.adds
+}
 
 func (z *ztunnel) serves(uid string) bool {
 	z.mu.Lock()
@@ -403,6 +412,8 @@ func (b *bench) echo(at string) {
 
 // TestSandboxes: ADD twice, a new sandbox before the old one's DEL, a DEL that
 // comes late or for something unknown.
+//
+//ambit:feature cni-sandbox-again
 func TestSandboxes(t *testing.T) {
 	b := newBench(t)
 	b.start()

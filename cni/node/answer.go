@@ -2,10 +2,10 @@ package node
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
-	"github.com/ambitmesh/ambit/cni/cri"
 	"github.com/ambitmesh/ambit/cni/enroll"
 )
 
@@ -61,12 +61,12 @@ func (a *Agent) answerAdd(ctx context.Context, r enroll.Request) enroll.Response
 		return refuse(err)
 	}
 	if labels, known := a.kube.labels(pod.Namespace); known && a.decide(pod, labels).Enrol {
-		// The RuntimeClass names the handler; the sandbox itself cannot be
-		// asked for while it is being made.
-		if c := pod.Spec.RuntimeClassName; c != nil {
-			if name, own := cri.OwnStack(*c); own {
-				return refuse(fmt.Errorf("runtime class %s does not use this kernel's network stack", name))
+		// The sandbox itself cannot be asked for while it is being made.
+		if why := a.ownStack(ctx, pod.Spec.RuntimeClassName); why != "" {
+			if err := a.kube.annotate(ctx, pod, map[string]string{annotationReason: why}); err != nil {
+				a.log.Warn("cannot say on a pod why it is refused", "pod", podName(pod), "err", err)
 			}
+			return refuse(errors.New(why))
 		}
 	}
 	answer := make(chan enroll.Response, 1)

@@ -51,6 +51,10 @@ func (s *apiServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.list(w, r, parts[2])
 		return
 	}
+	if len(parts) == 5 && parts[3] == "runtimeclasses" { // apis/node.k8s.io/v1/...
+		reply(w, object{"kind": "RuntimeClass", "apiVersion": "node.k8s.io/v1", "metadata": object{"name": parts[4]}, "handler": "runsc"})
+		return
+	}
 	// api/v1/namespaces/NS/pods/NAME[/status]
 	if len(parts) < 6 || parts[4] != "pods" {
 		http.NotFound(w, r)

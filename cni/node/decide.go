@@ -19,6 +19,7 @@ const (
 	annotationReason    = "ambitmesh.io/redirection-reason"
 	annotationOlder     = "ambitmesh.io/older-connections"
 	annotationProbers   = "ambitmesh.io/probes-from-any-process"
+	annotationLimits    = "ambitmesh.io/capture-limits"
 	redirectionEnabled  = "enabled"
 	redirectionPending  = "pending"
 	labelApp            = "app"

@@ -185,6 +185,17 @@ func (w *watcher) find(ctx context.Context, namespace, name, uid string) (*corev
 	return p, nil
 }
 
+// handler of a runtime class, as the container runtime's configuration names it.
+func (w *watcher) handler(ctx context.Context, class string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	c, err := w.client.NodeV1().RuntimeClasses().Get(ctx, class, metav1.GetOptions{})
+	if err != nil {
+		return "", fmt.Errorf("runtime class %s: %w", class, err)
+	}
+	return c.Handler, nil
+}
+
 // matches accepts any pod when the runtime does not tell a uid.
 func matches(p *corev1.Pod, uid string) bool {
 	return uid == "" || uid == string(p.UID) || uid == runtimeUID(p)

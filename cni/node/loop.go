@@ -468,6 +468,9 @@ func (l *loop) finish(r *result) *entry {
 	if r.held != nil && r.held.set && e.pod != nil {
 		l.intended[e.uid] = r.held.intended(e.pod)
 	}
+	if r.released {
+		delete(l.intended, e.uid)
+	}
 	if superseded {
 		e.failed, e.retry = 0, time.Time{}
 		l.a.log.Info("pod does not leave the mesh after all", "pod", r.name, "uid", r.uid)

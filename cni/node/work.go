@@ -39,6 +39,9 @@ type held struct {
 	acked  bool // a ztunnel serves it
 	proven bool
 
+	survey    redirect.Survey // how the pod is connected, as last seen
+	inspected bool            // inbound capture could not be tried, only compared
+
 	drained bool     // un-enrolment had begun: connections were made past the mesh
 	counted bool     // older is known
 	older   []uint64 // connections that capture found open, by cookie
@@ -110,6 +113,8 @@ type job struct {
 	held    *held
 	before  *enroll.IntendedPod // what the last agent had set up
 	adding  bool                // a plugin waits: the sandbox is new
+
+	released bool // nothing is left of what had been set up, the pod lives on
 }
 
 type result struct {
@@ -119,6 +124,7 @@ type result struct {
 	err       error
 	final     bool // trying again soon is useless
 	pending   bool // only a ztunnel is missing
+	released  bool // what the last agent or job had set up is gone
 }
 
 func (s step) String() string {
@@ -142,7 +148,7 @@ func (j *job) run(ctx context.Context) result {
 	case stepForget:
 		r.err = j.forget(ctx)
 	}
-	r.held = j.held
+	r.held, r.released = j.held, j.released
 	if r.err == nil {
 		j.a.metrics.done(j.step)
 	}
@@ -171,7 +177,7 @@ func (j *job) enrol(ctx context.Context) error {
 	err := j.capture(ctx)
 	if err == nil {
 		n := len(j.held.older)
-		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: "", annotationOlder: number(n)})
+		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: "", annotationOlder: number(n), annotationLimits: j.held.limits()})
 		if err == nil {
 			j.a.older.heard(j.uid, n)
 		}
@@ -200,6 +206,10 @@ func (j *job) enrol(ctx context.Context) error {
 
 func (j *job) capture(ctx context.Context) error {
 	if err := j.locate(ctx); err != nil {
+		return err
+	}
+	foreign, err := j.examine()
+	if err != nil {
 		return err
 	}
 	h := j.held
@@ -254,16 +264,17 @@ func (j *job) capture(ctx context.Context) error {
 		h.acked = true
 	}
 	if !h.proven {
-		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-		defer cancel()
-		if err := redirect.Prove(ctx, j.a.cfg.Host, h.ns, h.addrs); err != nil {
-			return fmt.Errorf("capture is not proven: %w", err)
+		if err := j.prove(ctx); err != nil {
+			return err
 		}
 		h.proven = true
 	}
 	return nil
 }
 
+	if foreign != "" {
+		return j.foreign(ctx, foreign)
+	}
 // set turns capture on. The pod learns the cgroups of all proxies there are; a
 // later one is made known to it by itself.
 func (j *job) set() error {
@@ -461,7 +472,7 @@ func (j *job) withdraw(ctx context.Context) error {
 	if d.Asked {
 		reason = d.Reason
 	}
-	if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: reason, annotationOlder: ""}); err != nil {
+	if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: reason, annotationOlder: "", annotationLimits: ""}); err != nil {
 		return err
 	}
 	if j.held == nil && j.before == nil {
@@ -501,7 +512,7 @@ func (j *job) withdraw(ctx context.Context) error {
 func (j *job) forget(ctx context.Context) error {
 	name := j.name()
 	if j.pod != nil && terminal(j.pod) {
-		if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: "", annotationOlder: ""}); err != nil {
+		if err := j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: "", annotationReason: "", annotationOlder: "", annotationLimits: ""}); err != nil {
 			return err
 		}
 	}

@@ -30,7 +30,7 @@ var (
 // pod's own namespace that belongs to the proxy. The kernel completes the
 // handshake, so no proxy needs to be accepting yet. An error means that traffic
 // of the pod is not known to be captured; an *UnreachableError, that what could be
-// tried is proven.
+// tried is proven. host is nil where it is known to have no way to the pod.
 func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return errors.New("prove capture: pod has no address")
@@ -58,6 +58,10 @@ func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	inbound := make([]error, len(addrs))
 	var wg sync.WaitGroup
 	for i, a := range addrs {
+		if host == nil {
+			inbound[i] = unix.EHOSTUNREACH
+			continue
+		}
 		wg.Go(func() { inbound[i] = proveOne(ctx, host, pod, netip.AddrPortFrom(a.Unmap(), ProofPort)) })
 	}
 	wg.Wait()

@@ -49,6 +49,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	}
 	f := flag.NewFlagSet("ambit-cni-node", flag.ContinueOnError)
 	f.StringVar(&o.node.Node, "node-name", env("NODE_NAME", ""), "name of this node (NODE_NAME)")
+	f.StringVar(&o.node.Pod, "pod-name", env("POD_NAME", ""), "name of this agent's own pod, where it says what holds for the whole node (POD_NAME)")
 	f.StringVar(&o.node.Rules.OwnNamespace, "namespace", env("POD_NAMESPACE", ""), "namespace of Ambit's own components, never enrolled (POD_NAMESPACE)")
 	f.StringVar(&o.node.ZtunnelNamespace, "ztunnel-namespace", env("ZTUNNEL_NAMESPACE", ""), "namespace of the ztunnel that may have this node's pods; default the own one (ZTUNNEL_NAMESPACE)")
 	exclude := f.String("exclude-namespaces", env("EXCLUDE_NAMESPACES", "kube-system"), "namespaces that are never enrolled, separated by commas (EXCLUDE_NAMESPACES)")
@@ -60,6 +61,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.StringVar(&o.node.PluginSocket, "plugin-socket", enroll.DefaultSocket, "socket for the plugin")
 	f.StringVar(&o.node.ZDSSocket, "zds-socket", env("ZTUNNEL_UDS_ADDRESS", "/var/run/ztunnel/ztunnel.sock"), "socket for ztunnel (ZTUNNEL_UDS_ADDRESS)")
 	f.StringVar(&o.node.Intent, "intent", enroll.DefaultIntent, "file that keeps what was decided across restarts")
+	kubeletPort := f.Uint("kubelet-port", node.DefaultKubeletPort, "port of the node's kubelet: the process that listens there is the one whose probes pass")
 	f.BoolVar(&o.node.DNS, "dns-capture", env("AMBIENT_DNS_CAPTURE", "") == "true", "capture DNS queries of pods, for a ztunnel that answers them (AMBIENT_DNS_CAPTURE)")
 	f.StringVar(&o.pinRoot, "pin-root", redirect.DefaultPinRoot, "folder in the host's bpffs")
 	f.BoolVar(&o.clsact, "clsact", false, "attach programs by clsact even where the kernel has tcx")
@@ -80,6 +82,10 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unexpected argument %q", f.Arg(0))
 	}
+	if *kubeletPort == 0 || *kubeletPort > 65535 {
+		return o, fmt.Errorf("kubelet port %d is no port", *kubeletPort)
+	}
+	o.node.KubeletPort = uint16(*kubeletPort)
 	for n := range strings.SplitSeq(*exclude, ",") {
 		if n = strings.TrimSpace(n); n != "" {
 			o.node.Rules.ExcludeNamespaces = append(o.node.Rules.ExcludeNamespaces, n)

@@ -269,12 +269,12 @@ func (j *job) capture(ctx context.Context) error {
 		}
 		h.proven = true
 	}
-	return nil
-}
-
 	if foreign != "" {
 		return j.foreign(ctx, foreign)
 	}
+	return nil
+}
+
 // set turns capture on. The pod learns the cgroups of all proxies there are; a
 // later one is made known to it by itself.
 func (j *job) set() error {

@@ -84,7 +84,7 @@ func (c *cluster) components(ctx context.Context) ([]component, error) {
 				continue
 			}
 			ready, problem := readiness(p)
-			all = append(all, component{Part: q.part, Pod: p.Name, Node: p.Spec.NodeName, Ready: ready, Problem: problem})
+			all = append(all, component{Part: q.part, Pod: p.Name, Node: p.Spec.NodeName, Ready: ready, Problem: problem, Probers: p.Annotations[annotationProbers]})
 			ask = append(ask, q)
 		}
 	}

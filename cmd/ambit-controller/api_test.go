@@ -147,11 +147,11 @@ func (r *running) connect(t *testing.T, pod *corev1.Pod) {
 	eventually(t, func() error { _, err := roots(); return err })
 	r.store = mesh.NewStore()
 	log := slog.New(slog.NewTextHandler(t.Output(), nil))
+	r.certs = caclient.New(caclient.Config{Address: r.xds.Addr().String(), TLS: roots, Token: token, ClusterID: "Kubernetes", Impersonate: true, Logger: log})
 	x := xdsclient.New(xdsclient.Config{
 		Address: r.xds.Addr().String(), TLS: roots, Token: token, ClusterID: "Kubernetes",
-		NodeID: "ztunnel~10.0.0.1~" + pod.Name + ".ambit-system~ambit-system.svc.cluster.local", Store: r.store, Logger: log,
+		NodeID: "ztunnel~10.0.0.1~" + pod.Name + ".ambit-system~ambit-system.svc.cluster.local", Store: r.store, Trust: r.certs.SetRoots, Logger: log,
 	})
-	r.certs = caclient.New(caclient.Config{Address: r.xds.Addr().String(), TLS: roots, Token: token, ClusterID: "Kubernetes", Impersonate: true, Logger: log})
 	ctx, cancel := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
 	wg.Go(func() { _ = x.Run(ctx) })
@@ -216,6 +216,7 @@ func TestAPIMode(t *testing.T) {
 		t.Run("pods that end", r.testEnd)
 		t.Run("secret lost", r.testSecretLost)
 		t.Run("restart", r.testRestart)
+		t.Run("root change", r.testRootChange)
 		t.Run("latency", r.testLatency)
 		t.Run("second replica", r.testSecondReplica)
 	})

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
 )
@@ -34,6 +35,8 @@ type config struct {
 	check          bool
 	showVersion    bool
 	selfSignedLife time.Duration
+	certificateTTL time.Duration
+	rotationWait   time.Duration
 }
 
 // list is a comma-separated flag.
@@ -81,6 +84,8 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
 	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
 	fs.DurationVar(&c.selfSignedLife, "self-signed-ca-lifetime", 10*365*24*time.Hour, "lifetime of a root certificate made at first start")
+	fs.DurationVar(&c.certificateTTL, "max-workload-cert-ttl", ca.MaxTTL, "longest life of a workload's certificate; who asks for more, up to 24h, gets this")
+	fs.DurationVar(&c.rotationWait, "ca-rotation-timeout", 10*time.Minute, "how long a change of the CA's root waits for nodes that lack the new root, before it waits for an operator instead")
 	fs.TextVar(&c.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.BoolVar(&c.check, "check", false, "check the configuration and exit")
 	fs.BoolVar(&c.showVersion, "version", false, "print the version and exit")
@@ -133,6 +138,12 @@ func (c *config) Validate() error {
 	}
 	if c.selfSignedLife < 24*time.Hour {
 		bad("self-signed-ca-lifetime", c.selfSignedLife.String(), "shorter than a workload certificate's day")
+	}
+	if c.certificateTTL < 10*time.Second || c.certificateTTL > ca.MaxTTL {
+		bad("max-workload-cert-ttl", c.certificateTTL.String(), "not between 10s and "+ca.MaxTTL.String())
+	}
+	if c.rotationWait < time.Second {
+		bad("ca-rotation-timeout", c.rotationWait.String(), "shorter than a second")
 	}
 	return errors.Join(errs...)
 }

@@ -107,32 +107,35 @@ func (c *controller) run(ctx context.Context) error {
 
 // serve brings the parts up in the order they need one another.
 func (c *controller) serve(ctx context.Context, start func(string, func(context.Context) error)) error {
-	secret := kube.NewCASecret(kube.SecretConfig{
-		Client:    c.client,
-		Namespace: c.cfg.namespace,
-		Generate: func() (map[string][]byte, error) {
-			a, err := ca.NewSelfSigned(c.cfg.trustDomain, c.cfg.selfSignedLife)
-			if err != nil {
-				return nil, err
-			}
-			return a.SecretData(), nil
-		},
-		Logger:     c.log,
-		Registerer: c.registry,
-	})
-	name, data, err := secret.Load(ctx)
+	generate := func() (map[string][]byte, error) {
+		a, err := ca.NewSelfSigned(c.cfg.trustDomain, c.cfg.selfSignedLife)
+		if err != nil {
+			return nil, err
+		}
+		return a.SecretData(), nil
+	}
+	ring := ca.NewKeyring(c.cfg.certificateTTL)
+	record, err := kube.NewCASecrets(kube.SecretConfig{
+		Client: c.client, Namespace: c.cfg.namespace, Generate: generate, TTL: ring.TTL(), Logger: c.log,
+	}).Load(ctx)
 	if err != nil {
 		return err
 	}
-	authority, err := ca.Load(name, data)
+	var k *kube.Controller
+	rotation, err := kube.NewRotation(kube.RotationConfig{
+		Client: c.client, Namespace: c.cfg.namespace, Replica: c.cfg.replica, Ring: ring, Generate: generate, Timeout: c.cfg.rotationWait,
+		Holders: c.monitor.rootsOfClients,
+		Lacking: func(has func(string) bool) []string { return k.Lacking(has) }, // asked by the leader, which k makes us
+		Logger:  c.log, Registerer: c.registry,
+	}, record)
 	if err != nil {
 		return err
 	}
-	c.log.Info("certificates are signed with", "secret", name)
-	start("CA Secret", secret.Run)
+	c.log.Info("certificates are signed with", "secret", record.Source, "signer", record.Signer.Fingerprint(), "phase", record.Phase())
+	start("keys of the CA", rotation.Run)
 
 	enrolment := translate.Enrolment{Excluded: c.cfg.excluded, SystemNamespace: c.cfg.namespace}
-	k, err := kube.New(kube.Config{
+	k, err = kube.New(kube.Config{
 		Client: c.client,
 		Istio:  c.istio,
 		Translate: translate.Config{
@@ -142,8 +145,9 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 		Enrolment:  enrolment,
 		Namespace:  c.cfg.namespace,
 		Replica:    c.cfg.replica,
-		RootPEM:    authority.RootPEM(),
+		Roots:      ring,
 		ConfigMaps: c.cfg.configMaps(),
+		Leading:    rotation.Lead,
 		Logger:     c.log,
 		Registerer: c.registry,
 	})
@@ -157,16 +161,16 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 		return nil
 	}
 	c.log.Info("the cluster is known", "version", k.Store().Load().Version())
-	return c.answer(start, k, authority)
+	return c.answer(start, k, ring)
 }
 
 // answer starts the gRPC servers; from here on clients are served.
-func (c *controller) answer(start func(string, func(context.Context) error), k *kube.Controller, authority *ca.Authority) error {
+func (c *controller) answer(start func(string, func(context.Context) error), k *kube.Controller, ring *ca.Keyring) error {
 	reviewer := ca.NewReviewer(c.reviews, func(pod ca.Caller) (string, bool) {
 		return k.PodNode(pod.Namespace, pod.PodName, pod.PodUID, pod.ServiceAccount)
 	})
 	signer := ca.NewServer(ca.ServerConfig{
-		Authority:           authority,
+		Authority:           ring,
 		Authenticate:        reviewer.Authenticate,
 		TrustDomain:         c.cfg.trustDomain,
 		TrustedNodeAccounts: c.cfg.nodeAccounts,
@@ -176,13 +180,14 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 	})
 	ads := xds.New(xds.Config{
 		Store:        k.Store(),
+		Trust:        ring,
 		Authenticate: func(ctx context.Context) (xds.Caller, error) { return c.reader(reviewer.Authenticate(ctx)) },
 		Logger:       c.log,
 		Registerer:   c.registry,
 	})
 	c.monitor.clients.Store(ads)
 	names := c.cfg.serverNames()
-	if _, err := authority.ServerCertificate(names...); err != nil {
+	if _, err := ring.ServerCertificate(names...); err != nil {
 		return fmt.Errorf("own certificate: %w", err)
 	}
 	listen := func(what, address string, opts ...grpc.ServerOption) error {
@@ -202,7 +207,7 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 	}
 	if err := listen("xDS and CA", c.cfg.address, grpc.Creds(credentials.NewTLS(&tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return authority.ServerCertificate(names...) },
+		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return ring.ServerCertificate(names...) },
 	}))); err != nil {
 		return err
 	}

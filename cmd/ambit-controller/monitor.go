@@ -40,6 +40,20 @@ func newMonitor(registry *prometheus.Registry) *monitor {
 	return m
 }
 
+// rootsOfClients is which roots each data plane connected to this replica has,
+// by the UID of its pod.
+func (m *monitor) rootsOfClients() map[string]string {
+	s := m.clients.Load()
+	if s == nil {
+		return nil
+	}
+	all := map[string]string{}
+	for _, c := range s.Clients() {
+		all[c.Caller.PodUID] = c.Roots
+	}
+	return all
+}
+
 // listClients shows how far each data plane connected to this replica is. Only
 // the pod's own loopback is answered, which is what kubectl port-forward comes
 // from: who may see pods and nodes is the API server's decision.

@@ -2,6 +2,8 @@ package main
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"reflect"
 	"strings"
@@ -9,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -25,8 +26,8 @@ func (l *lab) testSecretRace(t *testing.T) {
 	found := make([]map[string][]byte, replicas)
 	for i := range found {
 		wg.Go(func() {
-			s := kube.NewCASecret(kube.SecretConfig{
-				Client: l.client, Namespace: "race", Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
+			s := kube.NewCASecrets(kube.SecretConfig{
+				Client: l.client, Namespace: "race", Logger: slog.New(slog.DiscardHandler),
 				Generate: func() (map[string][]byte, error) {
 					a, err := ca.NewSelfSigned("cluster.local", time.Hour)
 					if err != nil {
@@ -35,11 +36,12 @@ func (l *lab) testSecretRace(t *testing.T) {
 					return a.SecretData(), nil
 				},
 			})
-			name, data, err := s.Load(t.Context())
-			if err != nil || name != "race/"+kube.SelfSignedSecret {
-				t.Errorf("replica %d: %q, %v", i, name, err)
+			r, err := s.Load(t.Context())
+			if err != nil || r.Source != kube.SelfSignedSecret {
+				t.Errorf("replica %d: %+v, %v", i, r, err)
+				return
 			}
-			found[i] = data
+			found[i] = r.Signer.SecretData()
 		})
 	}
 	wg.Wait()
@@ -50,8 +52,8 @@ func (l *lab) testSecretRace(t *testing.T) {
 	}
 }
 
-// testMalformedSecret: a plugged-in CA comes first, and one that cannot be
-// used stops the start with the Secret's and the key's name.
+// testMalformedSecret: a plugged-in CA comes first; one that cannot be used is
+// named, with its key, and taken up when it is mended.
 func (l *lab) testMalformedSecret(t *testing.T) {
 	l.namespace(t, "plugged", nil)
 	good, err := ca.NewSelfSigned("cluster.local", time.Hour)
@@ -65,10 +67,30 @@ func (l *lab) testMalformedSecret(t *testing.T) {
 	}, metav1.CreateOptions{}))(t)
 	cfg := must(parse([]string{"--kubeconfig", l.kubeconfig, "--replica", "x", "--namespace", "plugged", "--address", "127.0.0.1:0", "--monitoring-address", "127.0.0.1:0"},
 		func(string) (string, bool) { return "", false }, t.Output()))(t)
-	c := must(newController(cfg, slog.New(slog.DiscardHandler)))(t)
-	ctx, cancel := context.WithTimeout(t.Context(), patience)
-	defer cancel()
-	if err = c.run(ctx); err == nil || !strings.Contains(err.Error(), "plugged/cacerts") || !strings.Contains(err.Error(), "ca-key.pem") {
-		t.Errorf("error %v does not name Secret plugged/cacerts and key ca-key.pem", err)
-	}
+	var log logBuffer
+	c := must(newController(cfg, slog.New(slog.NewTextHandler(&log, nil))))(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Errorf("controller: %v", err)
+		}
+	}()
+	eventually(t, func() error {
+		if text := log.String(); !strings.Contains(text, "plugged/cacerts") || !strings.Contains(text, "ca-key.pem") {
+			return fmt.Errorf("the log does not name Secret plugged/cacerts and key ca-key.pem: %s", text)
+		}
+		return nil
+	})
+	must(l.client.CoreV1().Secrets("plugged").Update(t.Context(), &corev1.Secret{
+		ObjectMeta: metav1.ObjectMeta{Name: kube.PluggedInSecret}, Data: good.SecretData(),
+	}, metav1.UpdateOptions{}))(t)
+	eventually(t, func() error {
+		if text := log.String(); !strings.Contains(text, "certificates are signed with") {
+			return errors.New("the mended Secret is not taken up")
+		}
+		return nil
+	})
 }

@@ -92,8 +92,8 @@ func (c *cluster) owned(ctx context.Context) ([]object, error) {
 // made are the names of what Kubernetes or the controller itself puts into our
 // namespace.
 var made = map[string][]string{
-	"configmaps":      {"kube-root-ca.crt", "ambit-ca-root-cert", "istio-ca-root-cert"},
-	"secrets":         {"ambit-ca-secret"},
+	"configmaps":      {"kube-root-ca.crt", "ambit-ca-root-cert", "istio-ca-root-cert", "ambit-ca-rotation"},
+	"secrets":         {"ambit-ca-secret", "ambit-ca-state"},
 	"serviceaccounts": {"default"},
 }
 
@@ -207,6 +207,8 @@ func (u *uninstall) deleteMade(ctx context.Context, in installation) error {
 	}
 	for _, o := range []object{
 		{kind: core("secrets"), namespace: u.system, name: "ambit-ca-secret"},
+		{kind: core("secrets"), namespace: u.system, name: "ambit-ca-state"},
+		{kind: core("configmaps"), namespace: u.system, name: "ambit-ca-rotation"},
 		{kind: group("coordination.k8s.io", "leases", true), namespace: u.system, name: "ambit-controller-leader"},
 	} {
 		if err := u.delete(ctx, o); err != nil {

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -30,11 +31,21 @@ type Config struct {
 
 	Namespace  string   // where the Lease is
 	Replica    string   // this replica's name on the Lease
-	RootPEM    []byte   // trust anchor for the ConfigMaps
-	ConfigMaps []string // names of the ConfigMaps that carry it
+	Roots      Roots    // trust anchors for the ConfigMaps
+	ConfigMaps []string // names of the ConfigMaps that carry them
+	// Leading is run for as long as this replica holds the Lease; it returns
+	// when the term ends. nil: nothing.
+	Leading func(term context.Context)
 
 	Logger     *slog.Logger
 	Registerer prometheus.Registerer
+}
+
+// Roots is where the trust anchors come from.
+type Roots interface {
+	Bundle() (pem []byte, hash string)
+	// Changed is closed at the next change; call it before Bundle.
+	Changed() <-chan struct{}
 }
 
 // Validate reports all problems at once.
@@ -52,7 +63,7 @@ func (c *Config) Validate() error {
 	need(c.Translate.RootNamespace != "", "root namespace is empty")
 	need(c.Namespace != "", "own namespace is empty")
 	need(c.Replica != "", "replica name is empty")
-	need(len(c.RootPEM) > 0, "root certificate is empty")
+	need(c.Roots != nil, "root certificates are missing")
 	need(c.Logger != nil && c.Registerer != nil, "logger or metrics registry is missing")
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("controller configuration: %w", err)

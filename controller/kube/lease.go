@@ -24,7 +24,12 @@ func (c *Controller) lead(ctx context.Context) {
 			case <-ctx.Done():
 				return
 			case term := <-terms:
+				var parts sync.WaitGroup
+				if c.cfg.Leading != nil {
+					parts.Go(func() { c.cfg.Leading(term) })
+				}
 				c.writer.run(term)
+				parts.Wait()
 			}
 		}
 	})

@@ -12,7 +12,43 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 )
 
-// writeRoots puts the trust anchor into namespace, under every configured
+// followRoots has every ConfigMap looked at again when the roots change.
+func (w *writer) followRoots(ctx context.Context) {
+	for ctx.Err() == nil {
+		changed := w.cfg.Roots.Changed()
+		w.queueNamespaces()
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+func (w *writer) queueNamespaces() {
+	for _, ns := range w.caches.namespaces.GetIndexer().ListKeys() {
+		w.queue.Add(job{namespace: ns})
+	}
+}
+
+// lacking are the ConfigMaps that do not hold the roots yet.
+func (w *writer) lacking() []string {
+	bundle, _ := w.cfg.Roots.Bundle()
+	var out []string
+	for _, ns := range w.caches.namespaces.GetIndexer().List() {
+		ns := ns.(*corev1.Namespace)
+		if !w.receivesRoots(ns) {
+			continue
+		}
+		for _, name := range w.cfg.ConfigMaps {
+			if have := get[*corev1.ConfigMap](w.byName[name], ns.Name+"/"+name); have == nil || have.Data[RootKey] != string(bundle) {
+				out = append(out, "configmap "+ns.Name+"/"+name)
+			}
+		}
+	}
+	return out
+}
+
+// writeRoots puts the trust anchors into namespace, under every configured
 // ConfigMap name. Pods mount it to verify the controller.
 func (w *writer) writeRoots(ctx context.Context, namespace string) error {
 	ns := get[*corev1.Namespace](w.caches.namespaces, namespace)
@@ -34,7 +70,8 @@ func (w *writer) receivesRoots(ns *corev1.Namespace) bool {
 
 func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 	client := w.cfg.Client.CoreV1().ConfigMaps(namespace)
-	want := string(w.cfg.RootPEM)
+	bundle, _ := w.cfg.Roots.Bundle()
+	want := string(bundle)
 	have := get[*corev1.ConfigMap](w.byName[name], namespace+"/"+name)
 	var err error
 	switch {

@@ -5,95 +5,124 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"maps"
-	"sync"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	"k8s.io/client-go/tools/cache"
+
+	"github.com/ambitmesh/ambit/controller/ca"
 )
 
-// Secrets the signing key may come from, in order of precedence.
+// Secrets of the CA. In the first two, of which the first has precedence,
+// somebody says what is wanted; the third is the controller's own: what is in
+// force, and how far a change is.
 const (
 	PluggedInSecret  = "cacerts"
 	SelfSignedSecret = "ambit-ca-secret"
+	StateSecret      = "ambit-ca-state"
 )
 
-// SecretConfig of a CASecret.
+// SecretConfig of a CASecrets.
 type SecretConfig struct {
-	Client     kubernetes.Interface
-	Namespace  string
-	Generate   func() (map[string][]byte, error) // contents of a new self-signed Secret
-	Retry      time.Duration                     // between attempts; 0: a second
-	Logger     *slog.Logger
-	Registerer prometheus.Registerer
+	Client    kubernetes.Interface
+	Namespace string
+	Generate  func() (map[string][]byte, error) // contents of a new self-signed Secret
+	TTL       time.Duration                     // longest life of what is signed
+	Retry     time.Duration                     // between attempts; 0: a second
+	Logger    *slog.Logger
 }
 
-// CASecret finds the CA's key in the cluster, makes it when there is none, and
-// then watches that it stays as it was.
-type CASecret struct {
-	cfg     SecretConfig
-	present *prometheus.GaugeVec
-	// name and data are set by Load and immutable after.
-	name string
-	data map[string][]byte
-}
+// CASecrets finds the CA's key in the cluster, and makes it when there is none.
+type CASecrets struct{ cfg SecretConfig }
 
-// NewCASecret has no side effects but registering metrics.
-func NewCASecret(cfg SecretConfig) *CASecret {
+// NewCASecrets has no side effects.
+func NewCASecrets(cfg SecretConfig) *CASecrets {
 	if cfg.Retry <= 0 {
 		cfg.Retry = time.Second
 	}
-	s := &CASecret{cfg: cfg, present: prometheus.NewGaugeVec(prometheus.GaugeOpts{
-		Name: "ambit_ca_secret_intact",
-		Help: "1 while the Secret the signing key was read from is there and unchanged.",
-	}, []string{"secret"})}
-	cfg.Registerer.MustRegister(s.present)
-	return s
+	if cfg.TTL <= 0 || cfg.TTL > ca.MaxTTL {
+		cfg.TTL = ca.MaxTTL
+	}
+	return &CASecrets{cfg}
 }
 
-// Load returns the Secret's <namespace>/<name> and contents. Of several
-// replicas that find none, the one whose create succeeds decides for all. It
-// tries on until ctx ends: a program that ends because the API server is away
-// is started again ever more slowly, and then late.
-func (s *CASecret) Load(ctx context.Context) (string, map[string][]byte, error) {
+// Load returns what is in force. Of several replicas that find nothing, the one
+// whose create succeeds decides for all. It tries on until ctx ends: a program
+// that ends because the API server is away, or a Secret cannot be used, is
+// started again ever more slowly, and then late.
+func (s *CASecrets) Load(ctx context.Context) (*ca.Record, error) {
 	for logged := ""; ; {
-		name, data, err := s.find(ctx)
+		r, err := s.find(ctx)
 		if err == nil {
-			return name, data, nil
+			return r, nil
 		}
 		if text := err.Error(); text != logged {
 			logged = text
 			s.cfg.Logger.Error("no CA yet, trying on", "error", err)
 		}
 		if !pause(ctx, s.cfg.Retry) {
-			return "", nil, err
+			return nil, err
 		}
 	}
 }
 
 // find is one attempt of Load.
-func (s *CASecret) find(ctx context.Context) (string, map[string][]byte, error) {
+func (s *CASecrets) find(ctx context.Context) (*ca.Record, error) {
+	state, err := s.get(ctx, StateSecret)
+	if err != nil {
+		return nil, err
+	}
+	if state != nil {
+		r, err := ca.LoadRecord(s.name(StateSecret), state.Data)
+		if !errors.Is(err, ca.ErrExpired) {
+			return r, err
+		}
+		// Nothing works any more with what was in force: what is wanted is.
+	}
+	wanted, err := s.wanted(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if state != nil {
+		state.Data = wanted
+		_, err = s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Update(ctx, state, metav1.UpdateOptions{FieldManager: fieldManager})
+	} else {
+		_, err = s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Create(ctx, &corev1.Secret{
+			ObjectMeta: metav1.ObjectMeta{Name: StateSecret, Namespace: s.cfg.Namespace}, Type: "ambitmesh.io/ca-state", Data: wanted,
+		}, metav1.CreateOptions{FieldManager: fieldManager})
+	}
+	if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) {
+		return nil, fmt.Errorf("write Secret %s: %w", s.name(StateSecret), err)
+	}
+	if state, err = s.get(ctx, StateSecret); err == nil && state == nil {
+		err = fmt.Errorf("secret %s: deleted while it was being created", s.name(StateSecret))
+	}
+	if err != nil {
+		return nil, err
+	}
+	return ca.LoadRecord(s.name(StateSecret), state.Data)
+}
+
+// wanted is the content of a state Secret in which the wanted signer is in
+// force.
+func (s *CASecrets) wanted(ctx context.Context) (map[string][]byte, error) {
 	for _, name := range []string{PluggedInSecret, SelfSignedSecret} {
 		secret, err := s.get(ctx, name)
 		if err != nil {
-			return "", nil, err
+			return nil, err
 		}
 		if secret != nil {
-			return s.loaded(secret)
+			return s.inForce(secret)
 		}
 	}
 	if err := s.unused(ctx); err != nil {
-		return "", nil, err
+		return nil, err
 	}
 	data, err := s.cfg.Generate()
 	if err != nil {
-		return "", nil, fmt.Errorf("make a self-signed CA: %w", err)
+		return nil, fmt.Errorf("make a self-signed CA: %w", err)
 	}
 	secret, err := s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Create(ctx, &corev1.Secret{
 		ObjectMeta: metav1.ObjectMeta{Name: SelfSignedSecret, Namespace: s.cfg.Namespace},
@@ -106,18 +135,26 @@ func (s *CASecret) find(ctx context.Context) (string, map[string][]byte, error) 
 			err = errors.New("deleted while it was being created")
 		}
 	} else if err == nil {
-		s.cfg.Logger.Info("made a self-signed CA", "secret", s.cfg.Namespace+"/"+SelfSignedSecret)
+		s.cfg.Logger.Info("made a self-signed CA", "secret", s.name(SelfSignedSecret))
 	}
 	if err != nil {
-		return "", nil, fmt.Errorf("create Secret %s/%s: %w", s.cfg.Namespace, SelfSignedSecret, err)
+		return nil, fmt.Errorf("create Secret %s: %w", s.name(SelfSignedSecret), err)
 	}
-	return s.loaded(secret)
+	return s.inForce(secret)
+}
+
+func (s *CASecrets) inForce(secret *corev1.Secret) (map[string][]byte, error) {
+	a, err := ca.Load(s.name(secret.Name), secret.Data)
+	if err != nil {
+		return nil, err
+	}
+	r := &ca.Record{Source: secret.Name, Signer: a, Longest: s.cfg.TTL}
+	return r.SecretData()
 }
 
 // unused refuses to begin with a new root while another one is in use: the
-// Secret was deleted by mistake then. Replicas that still have the old key and
-// this one would sign for meshes that do not trust each other.
-func (s *CASecret) unused(ctx context.Context) error {
+// Secrets were deleted by mistake then.
+func (s *CASecrets) unused(ctx context.Context) error {
 	root, err := s.cfg.Client.CoreV1().ConfigMaps(s.cfg.Namespace).Get(ctx, RootConfigMap, metav1.GetOptions{})
 	switch {
 	case apierrors.IsNotFound(err):
@@ -127,64 +164,20 @@ func (s *CASecret) unused(ctx context.Context) error {
 	case root.Data[RootKey] == "":
 		return nil
 	}
-	return fmt.Errorf("secret %[1]s/%[2]s is missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore the Secret; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
-		s.cfg.Namespace, SelfSignedSecret, RootConfigMap)
+	return fmt.Errorf("secrets %[1]s/%[2]s and %[1]s/%[4]s are missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore one of the Secrets; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
+		s.cfg.Namespace, SelfSignedSecret, RootConfigMap, StateSecret)
 }
 
 // get is nil without an error when there is no such Secret.
-func (s *CASecret) get(ctx context.Context, name string) (*corev1.Secret, error) {
+func (s *CASecrets) get(ctx context.Context, name string) (*corev1.Secret, error) {
 	secret, err := s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Get(ctx, name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read Secret %s/%s: %w", s.cfg.Namespace, name, err)
+		return nil, fmt.Errorf("read Secret %s: %w", s.name(name), err)
 	}
 	return secret, nil
 }
 
-func (s *CASecret) loaded(secret *corev1.Secret) (string, map[string][]byte, error) {
-	s.name, s.data = secret.Name, secret.Data
-	s.present.WithLabelValues(s.name).Set(1)
-	return secret.Namespace + "/" + secret.Name, secret.Data, nil
-}
-
-// Run watches the loaded Secret until ctx ends. Whatever happens to it, the
-// key in memory goes on signing: losing it would end the mesh within a day.
-func (s *CASecret) Run(ctx context.Context) error {
-	f := informers.NewSharedInformerFactoryWithOptions(s.cfg.Client, 0, informers.WithNamespace(s.cfg.Namespace),
-		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=" + s.name }))
-	var mu sync.Mutex
-	intact := true
-	judge := func(now *corev1.Secret) {
-		mu.Lock()
-		defer mu.Unlock()
-		was := intact
-		intact = now != nil && maps.EqualFunc(now.Data, s.data, func(a, b []byte) bool { return string(a) == string(b) })
-		object := "Secret " + s.cfg.Namespace + "/" + s.name
-		switch {
-		case intact && !was:
-			s.present.WithLabelValues(s.name).Set(1)
-			s.cfg.Logger.Info("the CA's Secret is back as it was", "object", object)
-		case !intact && was:
-			s.present.WithLabelValues(s.name).Set(0)
-			s.cfg.Logger.Error("the CA's Secret is gone or changed; signing goes on with the key read at start", "object", object, "gone", now == nil)
-		}
-	}
-	inf := f.Core().V1().Secrets().Informer()
-	_, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(obj any) { judge(obj.(*corev1.Secret)) },
-		UpdateFunc: func(_, now any) { judge(now.(*corev1.Secret)) },
-		DeleteFunc: func(any) { judge(nil) },
-	})
-	if err != nil {
-		return fmt.Errorf("watch Secret %s/%s: %w", s.cfg.Namespace, s.name, err)
-	}
-	f.Start(ctx.Done())
-	defer f.Shutdown()
-	if awaitSync(ctx, inf.HasSynced) == nil && len(inf.GetIndexer().ListKeys()) == 0 {
-		judge(nil) // it went before the watch began
-	}
-	<-ctx.Done()
-	return nil
-}
+func (s *CASecrets) name(secret string) string { return s.cfg.Namespace + "/" + secret }

@@ -23,6 +23,7 @@ import (
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 
+	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/controller/translate"
 )
@@ -43,7 +44,7 @@ func newBench(t testing.TB) *translator {
 	cfg := &Config{
 		Client: client, Istio: istio, Enrolment: translate.DefaultEnrolment(),
 		Translate: translate.Config{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"},
-		Namespace: "ambit-system", Replica: "test", RootPEM: []byte("x"),
+		Namespace: "ambit-system", Replica: "test", Roots: ca.NewKeyring(0),
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
 	}
 	if err := cfg.Validate(); err != nil {

@@ -111,6 +111,7 @@ func (w *writer) start(ctx context.Context, wg *sync.WaitGroup) {
 	for _, f := range w.configMaps {
 		f.Start(ctx.Done())
 	}
+	wg.Go(func() { w.followRoots(ctx) })
 	wg.Go(func() {
 		<-ctx.Done()
 		w.queue.ShutDown()
@@ -133,9 +134,7 @@ func (w *writer) run(term context.Context) {
 	w.metrics.leader.Set(1)
 	defer w.metrics.leader.Set(0)
 	// Everything is looked at again: another replica may have had the Lease.
-	for _, ns := range w.caches.namespaces.GetIndexer().ListKeys() {
-		w.queue.Add(job{namespace: ns})
-	}
+	w.queueNamespaces()
 	w.mu.Lock()
 	for j := range w.verdicts {
 		w.queue.Add(j)

@@ -125,8 +125,9 @@ func controllerAway(t *testing.T, l *ambitlab.Lab) {
 	l.Healthy(t)
 }
 
-// secretMissing: what works goes on, the reason is in the log, and a new key
-// does not come into being behind the operator's back while the old one is used.
+// secretMissing: what works goes on, a new replica signs with the same key, the
+// reason is in the log, and a new key does not come into being behind the
+// operator's back while the old one is used.
 func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	s := l.Space(t, ambitlab.Ambient)
 	s.Pair()
@@ -142,7 +143,7 @@ func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	}
 	t.Log(l.Logged(t, "ambit-controller", "", "ambit-ca-secret", "gone"))
 	k.GoesOn("without the CA Secret")
-	// A replica that starts now must not begin with a key of its own.
+	// A replica that starts now has the key from what is in force.
 	controllers, err := l.Client.CoreV1().Pods(ambitlab.System).List(t.Context(), metav1.ListOptions{LabelSelector: "app=ambit-controller"})
 	if err != nil {
 		t.Fatal(err)
@@ -150,8 +151,7 @@ func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	if err := l.Client.CoreV1().Pods(ambitlab.System).Delete(t.Context(), controllers.Items[0].Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	t.Log(l.Logged(t, "ambit-controller", "", "ambit-ca-secret", "restore the Secret"))
-	k.GoesOn("with a replica that has no key")
+	k.GoesOn("with a replica that starts without the CA Secret")
 	// A new identity needs a new certificate.
 	s.Account("fresh")
 	s.Pod("fresh", "node1", nil)
@@ -166,6 +166,6 @@ func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	if _, err := l.Client.CoreV1().Secrets(ambitlab.System).Create(t.Context(), was, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	l.Logged(t, "ambit-controller", "", "back as it was")
+	l.Logged(t, "ambit-controller", "", "can be used again")
 	l.Healthy(t)
 }

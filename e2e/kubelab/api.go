@@ -153,7 +153,7 @@ func (c *Cluster) allTrue(ctx context.Context, path, condition string, want int)
 // waitNodes starts the kubelets and waits for them.
 func (c *Cluster) waitNodes(ctx context.Context) error {
 	for _, n := range c.nodes {
-		if err := n.startKubelet(ctx); err != nil {
+		if err := errors.Join(n.startKubelet(ctx), n.startProxy(ctx)); err != nil {
 			return err
 		}
 	}

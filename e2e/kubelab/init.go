@@ -3,13 +3,16 @@ package kubelab
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"runtime"
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -172,6 +175,20 @@ func (p *pidOne) answer(r report) {
 }
 
 func (p *pidOne) start(c command) error {
+	if c.Stop {
+		return p.stop(c.Name)
+	}
+	attr := &syscall.SysProcAttr{Setsid: true}
+	if c.Group {
+		group, err := freshGroup(c.Name)
+		if err != nil {
+			return err
+		}
+		if group != nil {
+			defer group.Close()
+			attr.UseCgroupFD, attr.CgroupFD = true, int(group.Fd())
+		}
+	}
 	null, err := os.Open(os.DevNull)
 	if err != nil {
 		return err
@@ -187,7 +204,7 @@ func (p *pidOne) start(c command) error {
 	child, err := os.StartProcess(c.Args[0], c.Args, &os.ProcAttr{
 		Dir: "/", Env: os.Environ(),
 		Files: []*os.File{null, log, log},
-		Sys:   &syscall.SysProcAttr{Setsid: true},
+		Sys:   attr,
 	})
 	if err != nil {
 		return err
@@ -196,6 +213,40 @@ func (p *pidOne) start(c command) error {
 	pid := child.Pid
 	_ = child.Release() // reap collects it
 	return p.out.Encode(report{Started: pid})
+}
+
+// freshGroup makes a cgroup2 group for a component, with a new id at every start.
+// It is nil where the node has no cgroup2.
+func freshGroup(name string) (*os.File, error) {
+	dir := filepath.Join("/sys/fs/cgroup/unified", name)
+	// It stays busy for a moment after its last process was collected.
+	var last error
+	if until(5*time.Second, func() bool { last = unix.Rmdir(dir); return !errors.Is(last, unix.EBUSY) }, "") != nil {
+		return nil, fmt.Errorf("cgroup %s of the one before: %w", dir, last)
+	}
+	err := unix.Mkdir(dir, 0o755)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cgroup %s: %w", dir, err)
+	}
+	return os.Open(dir)
+}
+
+func (p *pidOne) stop(name string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for pid, n := range p.names {
+		if n != name {
+			continue
+		}
+		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil {
+			return err
+		}
+		return p.out.Encode(report{Started: pid})
+	}
+	return fmt.Errorf("no %s runs", name)
 }
 
 // reap: SIGCHLD is not queued, so one signal can stand for many children.

@@ -84,17 +84,27 @@ func (n *Node) boot(ctx context.Context) error {
 func (n *Node) cgroupName() string { return "kubelab-" + n.cluster.opt.Name + "-" + n.Name }
 
 func (n *Node) startKubelet(ctx context.Context) error {
-	p := n.proc()
-	if err := p.run(ctx, command{
-		Name: "kubelet", Log: "/var/log/kubelet.log",
+	return n.proc().run(ctx, command{
+		Name: "kubelet", Log: "/var/log/kubelet.log", Group: true,
 		Args: []string{"/opt/k8s/kube", "kubelet",
 			"--config=/etc/kubernetes/kubelet.yaml", "--kubeconfig=/etc/kubernetes/kubelet.kubeconfig",
 			"--hostname-override=" + n.Name, "--node-ip=" + n.cluster.opt.joined(nodeIP(n.index).String(), nodeIP6(n.index).String()), "--root-dir=/var/lib/kubelet",
 			fmt.Sprintf("--node-labels=topology.kubernetes.io/zone=z%d", n.index)},
-	}); err != nil {
+	})
+}
+
+// RestartKubelet ends the kubelet and starts it again, in a new cgroup. Pods run on.
+func (n *Node) RestartKubelet(ctx context.Context) error {
+	wait, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := n.proc().stop(wait, "kubelet"); err != nil {
 		return err
 	}
-	return p.run(ctx, command{
+	return n.startKubelet(ctx)
+}
+
+func (n *Node) startProxy(ctx context.Context) error {
+	return n.proc().run(ctx, command{
 		Name: "kube-proxy", Log: "/var/log/kube-proxy.log",
 		Args: []string{"/opt/k8s/kube", "kube-proxy", "--config=/etc/kubernetes/proxy.yaml"},
 	})
@@ -129,7 +139,10 @@ func (n *Node) Reboot(ctx context.Context) error {
 	if err := n.boot(ctx); err != nil {
 		return fmt.Errorf("start %s: %w", n.Name, err)
 	}
-	return n.startKubelet(ctx)
+	if err := n.startKubelet(ctx); err != nil {
+		return err
+	}
+	return n.startProxy(ctx)
 }
 
 // ExecArgs is the command line that runs argv in all namespaces of the node

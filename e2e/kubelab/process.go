@@ -62,6 +62,11 @@ type command struct {
 	Name string   `json:"name"`
 	Args []string `json:"args"`
 	Log  string   `json:"log"` // as PID 1 sees it
+	// Group puts it into a cgroup2 group of its own below the node's, made anew
+	// for each start as systemd does for a unit.
+	Group bool `json:"group,omitempty"`
+	// Stop asks a running one to end instead (SIGTERM).
+	Stop bool `json:"stop,omitempty"`
 }
 
 type report struct {
@@ -223,6 +228,19 @@ func (p *process) run(ctx context.Context, c command) error {
 		return fmt.Errorf("start %s on %s: %w", c.Name, p.name, err)
 	}
 	return nil
+}
+
+// stop ends a component and returns when it has ended.
+func (p *process) stop(ctx context.Context, name string) error {
+	if err := p.run(ctx, command{Name: name, Stop: true}); err != nil {
+		return err
+	}
+	return poll(ctx, 20*time.Millisecond, func() (bool, error) {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		_, ended := p.exited[name]
+		return ended, nil
+	})
 }
 
 // failed is an error when a component has ended; none of them ever should.

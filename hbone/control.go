@@ -42,6 +42,7 @@ func (r *reader) control(f http2.Frame) error {
 		return r.answer(8, func(w *http2.Framer) error { return w.WritePing(true, data) })
 	case *http2.GoAwayFrame:
 		r.goAway(f)
+		return r.abuse.take(1)
 	case *http2.WindowUpdateFrame:
 		return r.windowUpdate(f)
 	case *http2.PushPromiseFrame:
@@ -74,7 +75,7 @@ func (r *reader) headers() error {
 	case s != nil:
 		return s.trailers(h)
 	case h.id <= r.lastID.Load():
-		return nil // of a stream we have reset
+		return r.abuse.take(1) // of a stream we have reset
 	}
 	r.lastID.Store(h.id)
 	return r.incoming(h)
@@ -88,7 +89,13 @@ func (r *reader) rstStream(f *http2.RSTStreamFrame) error {
 		}
 		return nil // crossed with our own end of the stream
 	}
+	// Who opens streams only to take them back makes us work for nothing
+	// (CVE-2023-44487). Resetting a tunnel that stands is what applications do.
+	unanswered := s.in != nil && s.in.pending()
 	s.receiveReset(f.ErrCode)
+	if unanswered {
+		return r.abuse.take(1)
+	}
 	return nil
 }
 

@@ -39,6 +39,21 @@ type gatherConn struct {
 	mu    sync.Mutex
 	out   *outBuf // nil: nothing gathered
 	batch bool
+	full  bool // crypto/tls was refused a word of its own
+}
+
+// errUnread is what crypto/tls is told then. It passes on something else (a bad
+// record: it does not change its keys) on whatever comes next.
+var errUnread = errors.New("peer makes us answer without reading the answers")
+
+// refused is errUnread if that has happened.
+func (b *gatherConn) refused() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.full {
+		return errUnread
+	}
+	return nil
 }
 
 // maxUnsent bounds what crypto/tls may say for itself (key update answers,
@@ -226,8 +241,9 @@ func (b *gatherConn) Write(p []byte) (int, error) {
 	}
 	b.mu.Lock()
 	if !b.batch && b.out != nil && len(b.out.b) > maxUnsent {
+		b.full = true
 		b.mu.Unlock()
-		return 0, errors.New("peer makes us answer without reading the answers")
+		return 0, errUnread
 	}
 	if b.out == nil {
 		b.out = outBufs.Get().(*outBuf)

@@ -21,6 +21,9 @@ import (
 	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
+// TestServerGoAway: who drains takes no new streams and ends none.
+//
+//ambit:feature hbone-goaway
 func TestServerGoAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := hbonetest.NewServer(t, hbonetest.Options{Memory: true}, echo)
@@ -55,6 +58,9 @@ func TestServerGoAway(t *testing.T) {
 	})
 }
 
+// TestClientGoAway is the client's turn.
+//
+//ambit:feature hbone-goaway
 func TestClientGoAway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		s := hbonetest.NewServer(t, hbonetest.Options{Memory: true}, echo)

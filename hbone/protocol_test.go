@@ -108,6 +108,10 @@ func (p *rawPeer) awaitStatus(id uint32, status string) {
 	}
 }
 
+// TestConnectionErrors: what no peer may do ends the connection, with the code that
+// says what it was.
+//
+//ambit:feature hbone-continuation hbone-floods hbone-padding
 func TestConnectionErrors(t *testing.T) {
 	raw := func(p *rawPeer, typ http2.FrameType, flags http2.Flags, id uint32, payload string) {
 		p.fr.WriteRawFrame(typ, flags, id, []byte(payload))
@@ -150,6 +154,21 @@ func TestConnectionErrors(t *testing.T) {
 			p.start()
 			p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(":method", "CONNECT")})
 			raw(p, 0x77, 0, 1, "x")
+		}},
+		{"HEADERS inside a header block", http2.ErrCodeProtocol, func(p *rawPeer) {
+			p.start()
+			p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(":method", "CONNECT")})
+			p.connect(3, false)
+		}},
+		{"CONTINUATION of another stream", http2.ErrCodeProtocol, func(p *rawPeer) {
+			p.start()
+			p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(":method", "CONNECT")})
+			p.fr.WriteContinuation(3, true, p.block(":authority", "a:1"))
+		}},
+		{"PING inside a header block", http2.ErrCodeProtocol, func(p *rawPeer) {
+			p.start()
+			p.fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: p.block(":method", "CONNECT")})
+			p.fr.WritePing(false, [8]byte{})
 		}},
 		{"CONTINUATION of nothing", http2.ErrCodeProtocol, func(p *rawPeer) { p.start(); p.fr.WriteContinuation(1, true, nil) }},
 		{"CONTINUATION flood", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
@@ -202,6 +221,37 @@ func TestConnectionErrors(t *testing.T) {
 		{"many settings", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
 			p.start()
 			raw(p, http2.FrameSettings, 0, 0, strings.Repeat("\x00\x99\x00\x00\x00\x00", 100))
+		}},
+		{"header padding longer than the frame", http2.ErrCodeProtocol, func(p *rawPeer) {
+			p.start()
+			raw(p, http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 1, "\x09abc")
+		}},
+		{"GOAWAY flood", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
+			p.start()
+			for range 3000 {
+				p.fr.WriteGoAway(0, http2.ErrCodeNo, nil)
+			}
+		}},
+		{"PRIORITY flood", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
+			p.start()
+			for range 3000 {
+				p.fr.WritePriority(1, http2.PriorityParam{Weight: 1})
+			}
+		}},
+		{"header blocks for a stream that has ended", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
+			p.start()
+			p.connect(1, true)
+			p.fr.WriteRSTStream(1, http2.ErrCodeCancel)
+			for range 3000 {
+				p.connect(1, true)
+			}
+		}},
+		{"rapid reset", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
+			p.start()
+			for i := range 3000 {
+				p.connect(uint32(2*i+1), false)
+				p.fr.WriteRSTStream(uint32(2*i+1), http2.ErrCodeCancel)
+			}
 		}},
 		{"PING flood", http2.ErrCodeEnhanceYourCalm, func(p *rawPeer) {
 			p.start()
@@ -260,6 +310,9 @@ func TestConnectionErrors(t *testing.T) {
 	}
 }
 
+// TestStreamErrors: what concerns one stream ends that one, and no other.
+//
+//ambit:feature hbone-padding
 func TestStreamErrors(t *testing.T) {
 	connect := []string{":method", "CONNECT", ":authority", "10.0.0.1:80"}
 	for _, tc := range []struct {
@@ -293,6 +346,12 @@ func TestStreamErrors(t *testing.T) {
 			for range 2 {
 				p.fr.WriteData(1, false, make([]byte, 60_000))
 			}
+		}},
+		{"padding beyond the window", http2.ErrCodeFlowControl, func(p *rawPeer) {
+			p.request(connect...)
+			p.fr.WriteData(1, false, make([]byte, 60_000))
+			p.fr.WriteData(1, false, make([]byte, 39_900))
+			p.fr.WriteDataPadded(1, false, make([]byte, 90), make([]byte, 20)) // 100 bytes are left
 		}},
 		{"DATA behind END_STREAM", http2.ErrCodeStreamClosed, func(p *rawPeer) {
 			p.request(connect...)
@@ -341,6 +400,9 @@ func TestOtherMethodReachesTheHandler(t *testing.T) {
 	p.awaitReset(1, http2.ErrCodeNo)
 }
 
+// TestPaddingAndContinuation: both are legal, and nobody is told of them.
+//
+//ambit:feature hbone-padding hbone-continuation
 func TestPaddingAndContinuation(t *testing.T) {
 	s := hbonetest.NewServer(t, hbonetest.Options{}, echo)
 	p := dialRaw(t, s)
@@ -392,6 +454,10 @@ func TestByteByByte(t *testing.T) {
 	})
 }
 
+// TestStreamLimit: beyond twice what was announced streams are refused, for as long as
+// the handlers of earlier ones run.
+//
+//ambit:feature hbone-stream-limit
 func TestStreamLimit(t *testing.T) {
 	release := make(chan struct{})
 	s := hbonetest.NewServer(t, hbonetest.Options{}, func(in *hbone.Incoming) {

@@ -209,8 +209,13 @@ func (r *reader) parseFrame(b []byte) (int, error) {
 	n := frameHeaderLen + length
 	r.frame.Reset(b[:n])
 	f, err := r.framer.ReadFrame()
-	if err == nil {
+	var se http2.StreamError
+	switch {
+	case err == nil:
 		err = r.control(f)
+	case typ == http2.FrameHeaders && errors.As(err, &se):
+		// Its header block was not decoded: later ones could not be (RFC 9113 4.3, 6.2).
+		err = protocolError(se.Code, "%v", err)
 	}
 	return n, r.frameError(err)
 }
@@ -369,7 +374,8 @@ func (r *reader) creditConn() {
 }
 
 // bucket limits what costs us work and a well-behaved peer hardly ever sends:
-// PING, SETTINGS, refused streams, empty and unknown frames.
+// PING, SETTINGS, refused streams and those taken back unanswered, empty and
+// unknown frames.
 type bucket struct {
 	left int
 	last time.Time

@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"cmp"
 	"crypto/tls"
 	"errors"
 )
@@ -49,6 +50,8 @@ func (t *tlsRecord) Read(p []byte) (n int, err error) {
 	}
 	if errors.Is(err, errNotReady) {
 		err = nil // the last record was a handshake message or empty
+	} else if err != nil {
+		err = cmp.Or(t.b.refused(), err)
 	}
 	t.b.release()
 	return n, err

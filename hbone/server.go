@@ -114,6 +114,13 @@ func (in *Incoming) cancel(err error) {
 	}
 }
 
+// pending reports whether there is no answer yet.
+func (in *Incoming) pending() bool {
+	in.mu.Lock()
+	defer in.mu.Unlock()
+	return !in.answered
+}
+
 // answer reports whether this is the first answer.
 func (in *Incoming) answer() bool {
 	in.mu.Lock()

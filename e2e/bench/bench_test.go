@@ -25,7 +25,7 @@ func TestMain(m *testing.M) {
 // One tiny round: every row must yield a figure. Whether it is a good one is
 // for a quiet machine to say.
 //
-//ambit:feature bench-rows
+//ambit:feature bench-rows bench-other
 func TestEveryRowYieldsAFigure(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("makes network namespaces and loads eBPF programs: needs root")
@@ -34,7 +34,7 @@ func TestEveryRowYieldsAFigure(t *testing.T) {
 		t.Skip("builds and runs everything once: not in short mode")
 	}
 	began := time.Now()
-	rep, err := measure(t.Context(), smoke, regexp.MustCompile(""), "", func(group string) {
+	rep, err := measure(t.Context(), smoke, regexp.MustCompile(""), "", rival{env: []string{"HTTP2_STREAM_WINDOW_SIZE=1048576"}}, func(group string) {
 		t.Logf("%5.1fs %s", time.Since(began).Seconds(), group)
 	})
 	if err != nil {
@@ -48,6 +48,9 @@ func TestEveryRowYieldsAFigure(t *testing.T) {
 			}
 			if !ok || math.IsNaN(s.Median) {
 				t.Errorf("%s: no figure for %s", r.What, m.Name)
+			}
+			if m.Under != "" && m.Under != iptables && m.Other == nil {
+				t.Errorf("%s: %s is not compared with the other ztunnel", r.What, m.Name)
 			}
 		}
 	}

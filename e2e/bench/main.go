@@ -35,6 +35,8 @@ func main() {
 	flag.BoolVar(&c.full, "full", false, "longer and more repetitions, some 25 minutes instead of 4")
 	flag.StringVar(&c.rows, "rows", "", "only the groups that match this pattern: "+strings.Join(groupNames(), ", "))
 	flag.StringVar(&c.json, "json", "", "write everything measured here (default out/bench.json, out/soak.json)")
+	flag.StringVar(&c.other, "other", "", "another ztunnel, such as that of an earlier revision, to measure in turns with this one")
+	flag.StringVar(&c.otherEnv, "other-env", "", "settings of the other ztunnel, K=V with spaces between; without -other it is the same program")
 	flag.DurationVar(&c.soak, "soak", 0, "no figures, but mixed load for so long, and whether anything grows")
 	flag.BoolVar(&c.alone, "alone", false, "with -soak: nobody else here uses eBPF, so judge the kernel's own counts too")
 	flag.StringVar(&c.ztunnel, "ztunnel", "", "the program to measure instead of a fresh build")
@@ -77,6 +79,7 @@ func withdraw() error {
 type config struct {
 	full                bool
 	rows, json, ztunnel string
+	other, otherEnv     string
 	soak                time.Duration
 	alone               bool
 }
@@ -96,7 +99,8 @@ func (c config) run(ctx context.Context) error {
 	if c.full {
 		sc = full
 	}
-	rep, err := measure(ctx, sc, want, c.ztunnel, func(group string) { fmt.Fprintln(os.Stderr, "measuring", group) })
+	other := rival{program: c.other, env: strings.Fields(c.otherEnv)}
+	rep, err := measure(ctx, sc, want, c.ztunnel, other, func(group string) { fmt.Fprintln(os.Stderr, "measuring", group) })
 	if err != nil {
 		return err
 	}
@@ -170,8 +174,18 @@ func groupNames() []string {
 	return out
 }
 
+// rival is another ztunnel to compare with; the zero value is none.
+type rival struct {
+	program string // "": the same
+	env     []string
+}
+
+func (r rival) String() string {
+	return strings.TrimSpace(r.program + " " + strings.Join(r.env, " "))
+}
+
 // measure is a whole run. say is told each group before it begins.
-func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string, say func(string)) (rep *report, err error) {
+func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string, other rival, say func(string)) (rep *report, err error) {
 	began, before := time.Now(), loadAverage()
 	dir, err := os.MkdirTemp("", "ambit-bench-program-")
 	if err != nil {
@@ -189,11 +203,26 @@ func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string,
 	}
 	defer func() { err = errors.Join(err, l.Close()) }()
 	s := &stage{l: l, m: &meter{l: l}, scale: sc, rep: &report{Scale: sc, Machine: thisMachine(ctx)}}
+	if other.String() != "" {
+		s.rep.Notes = append(s.rep.Notes, otherOne+" is "+other.String())
+		if other.program == "" {
+			other.program = ztunnel
+		}
+		if s.m.other, err = lab.New(ctx, other.program, other.env...); err != nil {
+			return nil, fmt.Errorf("the other ztunnel: %w", err)
+		}
+		defer func() { err = errors.Join(err, s.m.other.Close()) }()
+	}
 	for i, g := range groups {
 		// Before the second group: the first is about nodes without pods.
 		if i == 1 {
 			if err := s.set(ctx); err != nil {
 				return nil, err
+			}
+			if s.m.other != nil {
+				if err := s.setOther(ctx, s.m.other); err != nil {
+					return nil, fmt.Errorf("the other ztunnel: %w", err)
+				}
 			}
 		}
 		if !want.MatchString(g.name) {
@@ -204,7 +233,10 @@ func measure(ctx context.Context, sc scale, want *regexp.Regexp, ztunnel string,
 			return nil, fmt.Errorf("%s: %w", g.name, err)
 		}
 	}
-	s.rep.skip("ratios to another ztunnel or to an earlier revision", "no such binary is run yet")
+	if s.m.other == nil {
+		s.rep.skip("ratios to an earlier revision, or to other settings", "none was given: -other, -other-env")
+	}
+	s.rep.skip("ratios to another mesh's ztunnel", "none is run yet")
 	s.rep.skip("CNI ADD of a pod", "needs a container runtime and a kubelet")
 	s.rep.skip("1 000 rps through a waypoint", "there is no waypoint yet")
 	s.rep.skip("controller with 50 000 pods and 1 000 nodes", "needs simulated clients")

@@ -24,6 +24,7 @@ const tooNoisy = 0.15
 // meter takes the CPU of every process around a piece of work.
 type meter struct {
 	l       *lab.Lab
+	other   *lab.Lab  // or nil; its processes have a prefix to their names
 	foreign []float64 // share of the machine used by others, per measurement
 }
 
@@ -42,6 +43,11 @@ func (m *meter) read() reading {
 	}
 	for _, p := range m.l.Processes() {
 		r.cpu[p.Name] = p.CPU()
+	}
+	if m.other != nil {
+		for _, p := range m.other.Processes() {
+			r.cpu[otherOne+" "+p.Name] = p.CPU()
+		}
 	}
 	r.at = time.Now()
 	return r

@@ -46,10 +46,11 @@ type metric struct {
 	Name    string            `json:"name"`
 	Unit    string            `json:"unit"`
 	Values  map[string]spread `json:"values"`
-	Ratio   *spread           `json:"ratio,omitempty"`   // per round, Over / Under
-	Over    string            `json:"over,omitempty"`    // variant; alone: its value is judged
-	Under   string            `json:"under,omitempty"`   // variant
-	Beneath string            `json:"beneath,omitempty"` // what Under is called, when it is more than the variant
+	Ratio   *spread           `json:"ratio,omitempty"`        // per round, Over / Under
+	Other   *spread           `json:"ratioToOther,omitempty"` // per round, Ambit / the other ztunnel
+	Over    string            `json:"over,omitempty"`         // variant; alone: its value is judged
+	Under   string            `json:"under,omitempty"`        // variant
+	Beneath string            `json:"beneath,omitempty"`      // what Under is called, when it is more than the variant
 	Limit   float64           `json:"limit,omitempty"`
 	Least   bool              `json:"least,omitempty"` // Limit is a lower one
 	Verdict string            `json:"verdict,omitempty"`
@@ -127,6 +128,9 @@ func (rep *report) finish() {
 					m.PerProcess[v][name] = spreadOf(s)
 				}
 			}
+			if o := spreadOf(ratios(m.samples[ambit], m.samples[otherOne], 0)); len(o.Samples) > 0 {
+				m.Other = &o
+			}
 			m.judge()
 		}
 	}
@@ -192,6 +196,9 @@ func (rep *report) table() string {
 			fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s |\n", r.What, m.title(), m.others(), m.ours(), m.ratioText(), m.limitText(), m.Verdict)
 		}
 	}
+	for _, n := range rep.Notes {
+		fmt.Fprintf(&b, "\n%s.\n", n)
+	}
 	if len(rep.Skipped) > 0 {
 		b.WriteString("\nNot measured:\n\n")
 		for _, s := range rep.Skipped {
@@ -210,7 +217,7 @@ func (m *metric) title() string {
 
 func (m *metric) others() string {
 	var out []string
-	for _, v := range []string{noMesh, loopback, spliced, copied, iptables} {
+	for _, v := range []string{noMesh, loopback, spliced, copied, iptables, otherOne} {
 		if s, ok := m.Values[v]; ok {
 			out = append(out, v+" "+number(s.Median))
 		}
@@ -231,14 +238,20 @@ func (m *metric) ours() string {
 }
 
 func (m *metric) ratioText() string {
-	if m.Ratio == nil {
-		return ""
-	}
 	under := m.Under
 	if m.Beneath != "" {
 		under = m.Beneath
 	}
-	return fmt.Sprintf("%s [%s–%s] × %s", number(m.Ratio.Median), number(m.Ratio.Q1), number(m.Ratio.Q3), under)
+	var out []string
+	for _, r := range []struct {
+		of   *spread
+		what string
+	}{{m.Ratio, under}, {m.Other, otherOne}} {
+		if r.of != nil {
+			out = append(out, fmt.Sprintf("%s [%s–%s] × %s", number(r.of.Median), number(r.of.Q1), number(r.of.Q3), r.what))
+		}
+	}
+	return strings.Join(out, ", ")
 }
 
 func (m *metric) limitText() string {

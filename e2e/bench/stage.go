@@ -23,6 +23,8 @@ type stage struct {
 	rep   *report
 
 	meshed, plain         *player // load
+	other                 *player // in a lab of its own with another ztunnel; nil without one
+	otherServer           *lab.Pod
 	meshServer, plainPeer *lab.Pod
 	meshClient            *lab.Pod
 }
@@ -67,6 +69,8 @@ const (
 	copied  = "copy"
 	spliced = "splice"
 	ambit   = "Ambit"
+	// otherOne is a ztunnel of another revision, or with other settings.
+	otherOne = "other"
 )
 
 func (s *stage) variant(name string) variant {
@@ -78,6 +82,9 @@ func (s *stage) variant(name string) variant {
 		return variant{name: name, load: s.plain, shift: shiftCopy, proxies: proxies}
 	case spliced:
 		return variant{name: name, load: s.plain, shift: shiftSplice, proxies: proxies}
+	}
+	if name == otherOne {
+		return variant{name: name, load: s.other, pod: s.otherServer, proxies: [2]string{otherOne + " ztunnel-node-a", otherOne + " ztunnel-node-b"}}
 	}
 	return variant{name: ambit, load: s.meshed, pod: s.meshServer, proxies: [2]string{"ztunnel-node-a", "ztunnel-node-b"}}
 }
@@ -120,6 +127,30 @@ func (s *stage) set(ctx context.Context) error {
 		return err
 	}
 	return l.Announce(ctx, s.meshClient, s.meshServer)
+}
+
+// setOther is the pair of pods in the mesh once more, in a lab with another
+// ztunnel.
+func (s *stage) setOther(ctx context.Context, l *lab.Lab) error {
+	client, err := l.Pod(l.A, "client-m")
+	if err != nil {
+		return err
+	}
+	if s.otherServer, err = l.Pod(l.B, "server-m"); err != nil {
+		return err
+	}
+	if s.other, err = cast(l, client.NS, "load", "load-m", nil); err != nil {
+		return err
+	}
+	if _, err = cast(l, s.otherServer.NS, "app", "app-m", nil); err != nil {
+		return err
+	}
+	if err := errors.Join(client.Enrol(ctx), s.otherServer.Enrol(ctx), l.Announce(ctx, client, s.otherServer)); err != nil {
+		return err
+	}
+	return lab.Eventually(ctx, func() error {
+		return exchangeFrom(ctx, client, s.otherServer.At(portEcho), 5*time.Second)
+	})
 }
 
 // run has one variant carry out an order, and returns the CPU seconds of every

@@ -25,6 +25,14 @@ func (s *stage) takeTurns(ctx context.Context, names []string, once func(variant
 	return ctx.Err()
 }
 
+// ways are the variants of a row, with the other ztunnel when there is one.
+func (s *stage) ways(names ...string) []string {
+	if s.other != nil {
+		names = append(names, otherOne)
+	}
+	return names
+}
+
 // perUnit books CPU of a variant's two proxies under metric, in all and each.
 func perUnit(r *row, metric string, v variant, cpu map[string]float64, units, scale float64) {
 	if units == 0 {
@@ -42,7 +50,7 @@ func perUnit(r *row, metric string, v variant, cpu map[string]float64, units, sc
 
 func (s *stage) bulk(ctx context.Context) error {
 	aesCost := s.aes()
-	names := []string{noMesh, copied, ambit}
+	names := s.ways(noMesh, spliced, copied, ambit)
 	for _, conns := range []int{1, 8} {
 		for _, dir := range []struct{ op, name string }{{"bulkup", "up"}, {"bulkdown", "down"}} {
 			r := s.rep.row(fmt.Sprintf("bulk %s, %d tunnels", dir.name, conns))
@@ -114,7 +122,7 @@ func (s *stage) pingPong(ctx context.Context) error {
 	r := s.rep.row("1 KiB ping-pong, one tunnel")
 	r.metric("p50", "µs").ratio(ambit, spliced, 0).atMost(1.15)
 	r.metric("CPU of both proxies", "µs/round trip").ratio(ambit, spliced, 0)
-	return s.takeTurns(ctx, []string{noMesh, spliced, copied, ambit}, func(v variant) error {
+	return s.takeTurns(ctx, s.ways(noMesh, spliced, copied, ambit), func(v variant) error {
 		a, cpu, err := s.run(ctx, v, portEcho, order{Op: "pingpong", Size: 1024, For: s.scale.Latency})
 		if err != nil {
 			return err
@@ -134,7 +142,7 @@ func (s *stage) openLoop(ctx context.Context) error {
 	r.metric("CPU of both proxies", "µs/request").ratio(ambit, copied, 0).atMost(1.15)
 	r.metric("p50 over no mesh", "ratio")
 	direct := 0.0
-	return s.takeTurns(ctx, []string{noMesh, copied, ambit}, func(v variant) error {
+	return s.takeTurns(ctx, s.ways(noMesh, spliced, copied, ambit), func(v variant) error {
 		a, cpu, err := s.run(ctx, v, portEcho, order{Op: "openloop", Conns: 64, Rate: 3200, Size: 1024, For: s.scale.OpenLoop})
 		if err != nil {
 			return err
@@ -157,7 +165,7 @@ func (s *stage) thousand(ctx context.Context) error {
 	r.metric("CPU, both ends", "vCPU").ratio(ambit, copied, 0)
 	r.metric("CPU, one ztunnel", "vCPU").value(ambit).atMost(0.06)
 	r.metric("RSS, larger ztunnel", "MB")
-	return s.takeTurns(ctx, []string{copied, ambit}, func(v variant) error {
+	return s.takeTurns(ctx, s.ways(copied, ambit), func(v variant) error {
 		a, cpu, err := s.run(ctx, v, portEcho, order{Op: "openloop", Conns: 16, Rate: 1000, Size: 1024, For: s.scale.OpenLoop})
 		if err != nil {
 			return err
@@ -186,7 +194,7 @@ func (s *stage) newConnections(ctx context.Context) error {
 		r.metric("rate", "1/s").ratio(ambit, copied, 0)
 		r.metric("p50", "µs").ratio(ambit, copied, 0)
 		r.metric("CPU of both proxies", "µs/connection").ratio(ambit, copied, 0)
-		err := s.takeTurns(ctx, []string{noMesh, copied, ambit}, func(v variant) error {
+		err := s.takeTurns(ctx, s.ways(noMesh, copied, ambit), func(v variant) error {
 			a, cpu, err := s.run(ctx, v, portEcho, order{Op: "connect", Conns: c.conns, Count: c.count})
 			if err != nil {
 				return err

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -121,7 +122,19 @@ func (c *cluster) askVersion(ctx context.Context, to *component, q question) {
 			to.Problem = fmt.Sprintf("answers on port %s without metric %s: is this an Ambit component?", q.port, q.metric)
 		}
 		to.Version = tag
+		to.Overdue = int(number(string(text), "ambit_certificates_overdue"))
 	}
+}
+
+// number reads a metric without labels; 0 when it is not there.
+func number(text, metric string) float64 {
+	for line := range strings.Lines(text) {
+		if rest, ok := strings.CutPrefix(line, metric+" "); ok {
+			v, _ := strconv.ParseFloat(strings.TrimSpace(rest), 64)
+			return v
+		}
+	}
+	return 0
 }
 
 // readiness says whether a pod is ready, and if not what holds it.
@@ -205,6 +218,9 @@ func (c *cluster) facts(ctx context.Context, namespace string) (facts, error) {
 	}
 	var err error
 	if f.Components, err = c.components(ctx); err != nil {
+		return f, err
+	}
+	if f.CA, err = c.caStatus(ctx); err != nil && !apierrors.IsForbidden(err) {
 		return f, err
 	}
 	if namespace != "" {

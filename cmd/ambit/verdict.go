@@ -15,6 +15,7 @@ type facts struct {
 	Leaving    string // since when the agents are asked to release their nodes
 	Installed  map[string]expected
 	Components []component
+	CA         *caStatus                    // nil: unknown
 	Namespaces map[string]map[string]string // labels
 	Excluded   map[string]bool              // namespaces the agent leaves alone
 	Pods       []corev1.Pod
@@ -42,6 +43,8 @@ type component struct {
 	Version string `json:"version,omitempty"`
 	// Problem says why it is not ready, or did not answer although it is.
 	Problem string `json:"problem,omitempty"`
+	// Overdue is how many certificates a ztunnel could not have or renew.
+	Overdue int `json:"certificatesOverdue,omitempty"`
 	// Unasked says why nobody could ask, which is the caller's trouble and not
 	// the component's.
 	Unasked string `json:"unasked,omitempty"`
@@ -110,6 +113,10 @@ func judge(f facts) report {
 		}
 	}
 	if n := unasked(f.Components); n != "" {
+		r.Notes = append(r.Notes, n)
+	}
+	judgeCA(f.CA, &r)
+	if n := overdue(f.Components); n != "" {
 		r.Notes = append(r.Notes, n)
 	}
 	if n := probers(f.Components); n != "" {

@@ -40,6 +40,11 @@ func run(root string) error {
 // helps are the programs whose help text is the reference. ztunnel takes its
 // settings from the environment only and has a page of its own.
 var helps = [][]string{
+	{"ambit", "ca", "status", "--help"},
+	{"ambit", "ca", "rotate", "--help"},
+	{"ambit", "ca", "continue", "--help"},
+	{"ambit", "ca", "abort", "--help"},
+	{"ambit", "ca", "retire", "--help"},
 	{"ambit", "precheck", "--help"},
 	{"ambit", "status", "--help"},
 	{"ambit", "uninstall", "--help"},

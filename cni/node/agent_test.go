@@ -490,6 +490,8 @@ func TestAbandonedAdd(t *testing.T) {
 // TestLeavingBreaksNothing: captured connections go on after the label is gone,
 // new ones go direct, and the pod leaves when the last has ended. Back in the
 // mesh, what was made meanwhile is older and said so.
+//
+//ambit:feature unenrol-drain
 func TestLeavingBreaksNothing(t *testing.T) {
 	b := newBench(t)
 	a, _ := b.start()

@@ -155,6 +155,8 @@ func TestTwoAgents(t *testing.T) {
 }
 
 // TestDrained waits by the clock.
+//
+//ambit:feature unenrol-bounded
 func TestDrained(t *testing.T) {
 	carried := netns.Socket{State: 1, Mark: netns.Mark, Inode: 1,
 		Local: netip.MustParseAddrPort("192.0.2.1:80"), Remote: netip.MustParseAddrPort("10.0.0.1:4000")}

@@ -228,6 +228,9 @@ func (j *job) capture(ctx context.Context) error {
 			j.a.log.Warn("capture has drifted and is repaired", "pod", podName(j.pod), "err", err)
 			j.a.metrics.repairs.Inc()
 			h.set, h.proven = false, false
+			// Connections may have been made past it: they are counted, and
+			// ztunnel is handed the pod again to look for them.
+			h.drained, h.counted, h.acked = true, false, false
 		}
 	}
 	if !h.set {

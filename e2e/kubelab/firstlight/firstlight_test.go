@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 // its tests run side by side, each in its own namespace; the others break
 // something of the mesh and run one after the other.
 //
-//ambit:feature policy-older-destroyed policy-older-probes
+//ambit:feature policy-older-destroyed policy-older-probes unenrol-drain
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	t.Run("mesh", func(t *testing.T) {

@@ -2,6 +2,9 @@ package main
 
 import (
 	"bytes"
+	"path"
+	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -101,5 +104,43 @@ func TestProve(t *testing.T) {
 				t.Errorf("no %q in\n%s", c.says, b.String())
 			}
 		})
+	}
+}
+
+// runs says whether the layer's command line reaches a test.
+func (l layer) runs(t claims.Test) bool {
+	only := regexp.MustCompile("")
+	for _, a := range l.args {
+		if run, ok := strings.CutPrefix(a, "-run="); ok {
+			only = regexp.MustCompile(run)
+		}
+	}
+	return slices.ContainsFunc(l.args, func(a string) bool {
+		if !strings.HasPrefix(a, ".") {
+			return false
+		}
+		pattern, below := strings.CutSuffix(path.Join(l.dir, a), "/...")
+		return (t.Package == pattern || below && strings.HasPrefix(t.Package, pattern+"/")) && only.MatchString(t.Function)
+	})
+}
+
+// TestEveryClaimHasALayer: a test that no layer runs would show only at the end
+// of a full run.
+func TestEveryClaimHasALayer(t *testing.T) {
+	rows, err := claims.Read("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range rows {
+		for _, test := range c.Tests {
+			if !slices.ContainsFunc(layers, func(l layer) bool { return l.runs(test) }) {
+				t.Errorf("%s: no layer runs %s", c, test)
+			}
+		}
+	}
+	for _, not := range []claims.Test{{Package: "e2e/kubelab/cmd/kube", Function: "TestX"}, {Package: "e2e/nothing", Function: "TestX"}} {
+		if i := slices.IndexFunc(layers, func(l layer) bool { return l.runs(not) }); i >= 0 {
+			t.Errorf("layer %s is said to run %s", layers[i].name, not)
+		}
 	}
 }

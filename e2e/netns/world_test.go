@@ -72,6 +72,20 @@ func newWorld(t testing.TB) *world {
 
 func newWorldOf(t testing.TB, f families, settings ...func(*world)) *world {
 	t.Helper()
+	w, ctrl := newWires(t, f, settings...)
+	w.control = newControl(t, ctrl)
+	for _, n := range []*node{w.a, w.b} {
+		n.agent = newAgent(t, n)
+		n.zt = n.startZtunnel(nil)
+	}
+	w.waitReady(w.a, w.b)
+	return w
+}
+
+// newWires is two nodes with nothing running on them, and the namespace of a
+// control plane that both reach.
+func newWires(t testing.TB, f families, settings ...func(*world)) (*world, *netns.NS) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("makes network namespaces and loads eBPF programs: needs root")
 	}
@@ -95,13 +109,7 @@ func newWorldOf(t testing.TB, f families, settings ...func(*world)) *world {
 		at := netip.MustParsePrefix(f.used().control(n.number, 1)).Addr()
 		n.xds = "https://" + netip.AddrPortFrom(at, 15012).String()
 	}
-	w.control = newControl(t, ctrl)
-	for _, n := range []*node{w.a, w.b} {
-		n.agent = newAgent(t, n)
-		n.zt = n.startZtunnel(nil)
-	}
-	w.waitReady(w.a, w.b)
-	return w
+	return w, ctrl
 }
 
 func (w *world) node(name string, number int) *node {

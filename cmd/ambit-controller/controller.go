@@ -92,6 +92,7 @@ func (c *controller) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		c.log.Info("serving", "what", "monitoring", "address", l.Addr().String())
 		return c.monitor.serve(ctx, l)
 	})
 	if err := c.serve(running, start); err != nil {

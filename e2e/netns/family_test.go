@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"net/netip"
 	"testing"
+
+	"golang.org/x/sys/unix"
 )
 
 // family has the addresses of one IP version in a world.
@@ -30,8 +32,10 @@ func (f families) String() string {
 	return "IPv4"
 }
 
-// each runs a test in a world of each kind.
+// each runs a test in a world of each kind, one after the other, beside the test
+// that waits for minutes.
 func each(t *testing.T, test func(t *testing.T, f families), kinds ...families) {
+	t.Parallel()
 	if len(kinds) == 0 {
 		kinds = []families{onlyIPv4, onlyIPv6, dual}
 	}
@@ -69,6 +73,12 @@ func (f families) vip(n int) []netip.Addr {
 	return out
 }
 
+// vipAt is the n-th virtual address to use, with a port.
+func (f families) vipAt(n int, port uint16) string {
+	vips := f.vip(n)
+	return netip.AddrPortFrom(vips[len(vips)-1], port).String()
+}
+
 func familyOf(a netip.Addr) family { return family{v6: a.Is6()} }
 
 func (f family) pick(v4, v6 string) string {
@@ -95,6 +105,36 @@ func (f family) pods(node int) string {
 func (f family) pod(node, n int) netip.Addr {
 	return netip.MustParseAddr(f.pick(fmt.Sprintf("10.77.%d.%d", node, n), fmt.Sprintf("fd77:0:0:%d::%x", node, n)))
 }
+
+// any is the unspecified address.
+func (f family) any() string { return f.pick("0.0.0.0", "::") }
+
+func (f family) loopback() string { return f.pick("127.0.0.1", "::1") }
+
+// allPods is where the pods of all nodes are.
+func (f family) allPods() string { return f.pick("10.77.0.0/16", "fd77::/48") }
+
+// beyond is an address that the mesh knows nothing about, on the link of node a
+// to the world outside; 1 is the node's own.
+func (f family) beyond(n int) netip.Addr {
+	return netip.MustParseAddr(f.pick(fmt.Sprintf("203.0.113.%d", n), fmt.Sprintf("2001:db8:113::%x", n)))
+}
+
+// nowhere is an address without a route.
+func (f family) nowhere() netip.Addr {
+	return netip.MustParseAddr(f.pick("198.51.100.1", "2001:db8:51::1"))
+}
+
+// domain is the family as socket(2) has it.
+func (f family) domain() int {
+	if f.v6 {
+		return unix.AF_INET6
+	}
+	return unix.AF_INET
+}
+
+// network is the name that package net has for a protocol in this family alone.
+func (f family) network(protocol string) string { return protocol + f.pick("4", "6") }
 
 func (f family) everything() string { return f.pick("0.0.0.0/0", "::/0") }
 

@@ -58,21 +58,31 @@ func pattern(w io.Writer, n int) ([32]byte, error) {
 	return [32]byte(h.Sum(nil)), nil
 }
 
+//ambit:feature traffic-bulk
 func TestBulkEachWay(t *testing.T) {
 	if testing.Short() {
 		t.Skip("moves 2 GiB")
 	}
-	w, client, server := pair(t)
+	for _, c := range []struct {
+		f    families
+		size int
+	}{{onlyIPv4, gibibyte}, {onlyIPv6, gibibyte / 8}} {
+		t.Run(c.f.String(), func(t *testing.T) { bulkEachWay(t, c.f, c.size) })
+	}
+}
+
+func bulkEachWay(t *testing.T, f families, size int) {
+	w, client, server := pairOf(t, f)
 	sums := make(chan [32]byte, 2)
 	server.listen(9001, func(c *net.TCPConn) { // upload
 		h := sha256.New()
-		if n, err := io.Copy(h, c); err != nil || n != gibibyte {
+		if n, err := io.Copy(h, c); err != nil || n != int64(size) {
 			t.Errorf("server received %d: %v", n, err)
 		}
 		sums <- [32]byte(h.Sum(nil))
 	})
 	server.listen(9002, func(c *net.TCPConn) { // download
-		sum, err := pattern(c, gibibyte)
+		sum, err := pattern(c, size)
 		if err != nil {
 			t.Errorf("server sends: %v", err)
 		}
@@ -84,7 +94,7 @@ func TestBulkEachWay(t *testing.T) {
 	t.Run("up", func(t *testing.T) {
 		c := client.mustDial(t, server.at(9001))
 		began := time.Now()
-		sum, err := pattern(c, gibibyte)
+		sum, err := pattern(c, size)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,20 +102,20 @@ func TestBulkEachWay(t *testing.T) {
 		if got := <-sums; got != sum {
 			t.Errorf("checksum %x, want %x", got, sum)
 		}
-		t.Logf("1 GiB in %s", time.Since(began).Round(time.Millisecond))
+		t.Logf("%d MiB in %s", size>>20, time.Since(began).Round(time.Millisecond))
 		within20(t, began)
 	})
 	t.Run("down", func(t *testing.T) {
 		c := client.mustDial(t, server.at(9002))
 		began := time.Now()
 		h := sha256.New()
-		if n, err := io.Copy(h, c); err != nil || n != gibibyte {
+		if n, err := io.Copy(h, c); err != nil || n != int64(size) {
 			t.Fatalf("received %d: %v", n, err)
 		}
 		if want := <-sums; [32]byte(h.Sum(nil)) != want {
 			t.Errorf("checksum %x, want %x", h.Sum(nil), want)
 		}
-		t.Logf("1 GiB in %s", time.Since(began).Round(time.Millisecond))
+		t.Logf("%d MiB in %s", size>>20, time.Since(began).Round(time.Millisecond))
 		within20(t, began)
 	})
 }
@@ -117,8 +127,11 @@ func within20(t *testing.T, began time.Time) {
 	}
 }
 
-func TestHalfClose(t *testing.T) {
-	w, client, server := pair(t)
+//ambit:feature traffic-half-close
+func TestHalfClose(t *testing.T) { each(t, halfClose, onlyIPv4, onlyIPv6) }
+
+func halfClose(t *testing.T, f families) {
+	w, client, server := pairOf(t, f)
 	server.listen(9003, func(c *net.TCPConn) { // answers after the client has ended
 		b, _ := io.ReadAll(c)
 		c.Write(append([]byte("got "), b...))
@@ -154,6 +167,7 @@ func TestHalfClose(t *testing.T) {
 	})
 }
 
+//ambit:feature traffic-reset
 func TestReset(t *testing.T) { each(t, reset, onlyIPv4, onlyIPv6) }
 
 func reset(t *testing.T, f families) {

@@ -14,12 +14,17 @@ import (
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 )
 
 // A headless service has no virtual address: what a client dials is a pod, and
 // it is as a workload that the mesh knows it.
-func TestHeadlessService(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-headless
+func TestHeadlessService(t *testing.T) { each(t, headlessService) }
+
+func headlessService(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client := w.newPod(w.a, "client")
 	near, far := w.newPod(w.a, "db-0"), w.newPod(w.b, "db-1")
 	svc := &mesh.Service{Name: "db", Namespace: "demo", Hostname: "db.demo.svc.cluster.local",
@@ -50,60 +55,72 @@ func TestHeadlessService(t *testing.T) {
 // A process in the node's own namespace has no identity: it reaches a meshed
 // pod in plaintext, and the application sees the node's address. The other way
 // round the connection passes in plaintext as well.
-func TestHostNetwork(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-host-network traffic-api-server
+func TestHostNetwork(t *testing.T) { each(t, hostNetwork) }
+
+func hostNetwork(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, near, far := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far")
 	near.serveHTTP(8080)
 	far.serveHTTP(8080)
+	host := &pod{node: w.a, ns: w.a.ns, name: "on-the-node", addr: netip.MustParseAddr(f.used().wireAddr(1))}
 	// The mesh knows a workload at the node's address. It must not lend its
 	// identity to whatever runs on the node.
 	api := &mesh.Service{Name: "kubernetes", Namespace: "default", Hostname: "kubernetes.default.svc.cluster.local",
-		Addresses: []mesh.NetworkAddress{{Prefix: netip.MustParsePrefix("10.96.0.1/32")}},
-		Ports:     []mesh.Port{{ServicePort: 443, TargetPort: 8088}}}
+		Ports: []mesh.Port{{ServicePort: 443, TargetPort: 8088}}}
+	for _, vip := range f.vip(1) {
+		api.Addresses = append(api.Addresses, mesh.NetworkAddress{Prefix: netip.PrefixFrom(vip, vip.BitLen())})
+	}
 	w.control.apply(mesh.Delta{Services: []*mesh.Service{api}, Workloads: []*mesh.Workload{{
 		UID: "test//Pod/demo/on-the-node", Name: "on-the-node", Namespace: "demo", ServiceAccount: "on-the-node",
-		Addresses: []netip.Addr{netip.MustParseAddr("192.168.77.1")}, Node: "node-a", ClusterID: "test", HostNetwork: true,
+		Addresses: []netip.Addr{host.addr}, Node: "node-a", ClusterID: "test", HostNetwork: true,
 		Services: map[string][]mesh.Port{api.Key(): nil},
 	}}})
 	w.enrol(client, near, far)
-	host := &pod{node: w.a, ns: w.a.ns, name: "on-the-node", addr: netip.MustParseAddr("192.168.77.1")}
 
 	for _, c := range []struct {
 		to   *pod
-		from string
-	}{{far, "192.168.77.1"}, {near, "10.77.1.1"}} {
+		from netip.Addr
+	}{{far, host.addr}, {near, f.used().pod(1, 1)}} {
 		body := host.mustCurl(t, c.to.at(8080), "token-host")
-		if !strings.HasPrefix(body, c.from+":") {
+		if !sentFrom(body, c.from) {
 			t.Errorf("%s sees %q, not the node's address %s", c.to.name, body, c.from)
 		}
-		line := c.to.node.zt.wantLog(t, "connection complete", "src.addr="+c.from+":", "dst.addr="+c.to.at(8080), `direction="inbound"`)
+		from := &pod{addr: c.from}
+		line := c.to.node.zt.wantLog(t, "connection complete", "src.addr="+from.host()+":", "dst.addr="+c.to.at(8080), `direction="inbound"`)
 		if strings.Contains(line, "src.identity") {
 			t.Errorf("a process of the node has an identity: %s", line)
 		}
 	}
 	host.serveHTTP(8088)
-	if body := client.mustCurl(t, host.at(8088), "token-to-host"); !strings.HasPrefix(body, client.addr.String()+":") {
+	if body := client.mustCurl(t, host.at(8088), "token-to-host"); !client.sent(body) {
 		t.Errorf("the node sees %q, not the pod's address", body)
 	}
 	w.a.zt.wantLog(t, "connection complete", "dst.addr="+host.at(8088), `direction="outbound"`)
 	// As the API server has it: a service whose endpoints are the nodes'.
-	client.mustCurl(t, "10.96.0.1:443", "token-to-the-service-on-the-host")
+	client.mustCurl(t, f.vipAt(1, 443), "token-to-the-service-on-the-host")
 	w.a.zt.wantLog(t, "connection complete", "dst.addr="+host.at(8088), `dst.service="kubernetes.default.svc.cluster.local"`)
 }
 
 // What a pod sends to its own address never leaves it and is nobody's
 // business; what it sends to its own service is a call like any other.
-func TestPodToItself(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-self
+func TestPodToItself(t *testing.T) { each(t, podToItself) }
+
+func podToItself(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	p := w.newPod(w.a, "solo")
 	p.serveHTTP(8080)
 	w.enrol(p)
-	w.service("solo", "10.96.0.20", 80, 8080, p)
+	w.serviceAt("solo", f.vip(20), 80, 8080, p)
+	to := f.vipAt(20, 80)
 
 	t.Run("own address", func(t *testing.T) {
-		for _, to := range []string{p.at(8080), "127.0.0.1:8080"} {
+		for _, to := range []string{p.at(8080), net.JoinHostPort(f.used().loopback(), "8080")} {
 			body := p.mustCurl(t, to, "token-self")
-			if host, _, _ := net.SplitHostPort(to); !strings.HasPrefix(body, host+":") {
+			if !sentFrom(body, netip.MustParseAddrPort(to).Addr()) {
 				t.Errorf("call to %s came from %q", to, body)
 			}
 		}
@@ -112,15 +129,15 @@ func TestPodToItself(t *testing.T) {
 		}
 	})
 	t.Run("own service", func(t *testing.T) {
-		body := p.mustCurl(t, "10.96.0.20:80", "token-own-service")
-		if !strings.HasPrefix(body, p.addr.String()+":") {
+		body := p.mustCurl(t, to, "token-own-service")
+		if !p.sent(body) {
 			t.Errorf("call came from %q", body)
 		}
 		w.a.zt.wantLog(t, "connection complete", `direction="inbound"`, `src.identity="`+p.id().String()+`"`, `dst.identity="`+p.id().String()+`"`)
 	})
 	t.Run("own service, many", func(t *testing.T) {
 		for range 50 {
-			p.mustCurl(t, "10.96.0.20:80", "token-own-service")
+			p.mustCurl(t, to, "token-own-service")
 		}
 	})
 }
@@ -137,16 +154,23 @@ func (p *pod) packetConn(t testing.TB, network, addr string) (c net.PacketConn) 
 }
 
 // Only TCP is the mesh's: datagrams of captured pods, also fragmented ones, go
-// and come as before, with the addresses they had.
-func TestUDPUntouched(t *testing.T) {
-	w := newWorld(t)
+// and come as before, with the addresses they had. On the wire each is seen once.
+//
+//ambit:feature traffic-udp
+func TestUDPUntouched(t *testing.T) { each(t, udpUntouched) }
+
+func udpUntouched(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, near, far := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far")
 	w.enrol(client, near, far)
-	from := client.packetConn(t, "udp4", "0.0.0.0:0")
+	udp, any := f.used().network("udp"), f.used().any()
+	wire := capturing(t, w.a.ns, "wire0")
+	from := client.packetConn(t, udp, net.JoinHostPort(any, "0"))
 	for _, to := range []*pod{near, far} {
-		server := to.packetConn(t, "udp4", "0.0.0.0:5353")
+		server := to.packetConn(t, udp, net.JoinHostPort(any, "5353"))
 		for _, size := range []int{1, 1200, 8000} { // the last in IP fragments
-			sent := []byte(strings.Repeat("u", size))
+			mark := fmt.Sprintf("<%s %d>", to.name, size)
+			sent := []byte(mark + strings.Repeat("u", size))
 			if _, err := from.WriteTo(sent, net.UDPAddrFromAddrPort(netip.MustParseAddrPort(to.at(5353)))); err != nil {
 				t.Fatal(err)
 			}
@@ -164,13 +188,18 @@ func TestUDPUntouched(t *testing.T) {
 			if n, _, err = from.ReadFrom(buf); err != nil || string(buf[:n]) != string(sent) {
 				t.Fatalf("answer of %s to %d bytes: %d came, %v", to.name, size, n, err)
 			}
+			want := 0 // on one node nothing crosses the wire
+			if to == far {
+				want = 2
+			}
+			wire.wantCount(t, mark, want)
 		}
 	}
 	w.nothingLost(t, client, near, far)
 
 	// Errors come back as well: nobody listens on this port.
 	var c net.Conn
-	within(t, client.ns, func() (err error) { c, err = net.Dial("udp4", far.at(5354)); return err })
+	within(t, client.ns, func() (err error) { c, err = net.Dial(udp, far.at(5354)); return err })
 	defer c.Close()
 	c.SetDeadline(time.Now().Add(patience))
 	c.Write([]byte("anybody?"))
@@ -194,13 +223,37 @@ func (w *world) nothingLost(t testing.TB, pods ...*pod) {
 	}
 }
 
-func TestICMPUntouched(t *testing.T) {
-	w := newWorld(t)
+// echoKind is an echo request, and what an answer to it looks like.
+type echoKind struct {
+	network  string
+	protocol int
+	ask, got icmp.Type
+}
+
+func (f family) echo() echoKind {
+	if f.v6 {
+		return echoKind{"ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply}
+	}
+	return echoKind{"ip4:icmp", 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply}
+}
+
+// ICMP of captured pods, fragments included, is as it was, and crosses the wire
+// readably: once as a question, once as an answer.
+//
+//ambit:feature traffic-icmp
+func TestICMPUntouched(t *testing.T) { each(t, icmpUntouched) }
+
+func icmpUntouched(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, near, far := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far")
 	w.enrol(client, near, far)
-	ping := client.packetConn(t, "ip4:icmp", "0.0.0.0")
+	wire := capturing(t, w.a.ns, "wire0")
+	kind := f.used().echo()
+	ping := client.packetConn(t, kind.network, f.used().any())
 	for i, to := range []*pod{near, far} {
-		msg := icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: 77, Seq: i, Data: []byte(strings.Repeat("p", 3000))}}
+		mark := "<ping of " + to.name + ">"
+		data := mark + strings.Repeat("p", 3000)
+		msg := icmp.Message{Type: kind.ask, Body: &icmp.Echo{ID: 77, Seq: i, Data: []byte(data)}}
 		b, err := msg.Marshal(nil)
 		if err != nil {
 			t.Fatal(err)
@@ -214,15 +267,20 @@ func TestICMPUntouched(t *testing.T) {
 			if err != nil {
 				t.Fatalf("no answer of %s: %v", to.name, err)
 			}
-			m, err := icmp.ParseMessage(1, buf[:n])
-			if err != nil || m.Type != ipv4.ICMPTypeEchoReply || src.String() != to.addr.String() {
+			m, err := icmp.ParseMessage(kind.protocol, buf[:n])
+			if err != nil || m.Type != kind.got || src.String() != to.addr.String() {
 				continue
 			}
-			if e := m.Body.(*icmp.Echo); e.Seq != i || len(e.Data) != 3000 {
+			if e := m.Body.(*icmp.Echo); e.Seq != i || string(e.Data) != data {
 				t.Errorf("answer of %s: seq %d, %d bytes", to.name, e.Seq, len(e.Data))
 			}
 			break
 		}
+		want := 0
+		if to == far {
+			want = 2
+		}
+		wire.wantCount(t, mark, want)
 	}
 	w.nothingLost(t, client, near, far)
 }
@@ -241,9 +299,21 @@ func (p *pod) sysctl(t testing.TB, name, value string) {
 // outside is a host that the mesh knows nothing about, behind node a.
 func (w *world) outside(t testing.TB) *pod {
 	t.Helper()
-	p := &pod{node: w.a, ns: newNS(t), name: "outside", addr: netip.MustParseAddr("203.0.113.9")}
+	p := &pod{node: w.a, ns: newNS(t), name: "outside"}
 	join(t, w.a.ns, "ext0", p.ns, "eth0")
-	up(t, w.a.ns, "ext0", "203.0.113.1/24")
-	up(t, p.ns, "eth0", "203.0.113.9/24", route{"10.77.0.0/16", "203.0.113.1"})
+	here, there := link{prefixes: []string{router(1)}}, link{}
+	for _, f := range w.families {
+		bits := 24
+		if f.v6 {
+			bits = 64
+		}
+		p.addr = f.beyond(9)
+		p.addrs = append(p.addrs, p.addr)
+		here.prefixes = append(here.prefixes, netip.PrefixFrom(f.beyond(1), bits).String())
+		there.prefixes = append(there.prefixes, netip.PrefixFrom(p.addr, bits).String())
+		there.routes = append(there.routes, route{f.allPods(), f.beyond(1).String()})
+	}
+	configure(t, w.a.ns, "ext0", here)
+	configure(t, p.ns, "eth0", there)
 	return p
 }

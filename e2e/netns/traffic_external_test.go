@@ -4,7 +4,8 @@ import (
 	"errors"
 	"io"
 	"net"
-	"strings"
+	"net/netip"
+	"os"
 	"syscall"
 	"testing"
 	"time"
@@ -12,8 +13,12 @@ import (
 
 // Connections to addresses that the mesh does not know pass as plain TCP, with
 // the pod's own address, and end as they would without a mesh.
-func TestExternal(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-external
+func TestExternal(t *testing.T) { each(t, external) }
+
+func external(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client := w.newPod(w.a, "client")
 	ext := w.outside(t)
 	ext.serveHTTP(8080)
@@ -42,7 +47,7 @@ func TestExternal(t *testing.T) {
 	w.enrol(client)
 
 	t.Run("HTTP", func(t *testing.T) {
-		if body := client.mustCurl(t, ext.at(8080), "token-external"); !strings.HasPrefix(body, client.addr.String()+":") {
+		if body := client.mustCurl(t, ext.at(8080), "token-external"); !client.sent(body) {
 			t.Errorf("the server sees %q, not the pod's address", body)
 		}
 		w.a.zt.wantLog(t, "connection complete", "dst.addr="+ext.at(8080), `direction="outbound"`)
@@ -95,12 +100,19 @@ func TestExternal(t *testing.T) {
 		w.a.zt.wantLog(t, "dst.addr="+ext.at(9999), `reason="connect_refused"`)
 	})
 	t.Run("no such host", func(t *testing.T) {
-		refused(t, client, "203.0.113.77:80")
-		w.a.zt.wantLog(t, "dst.addr=203.0.113.77:80", `reason="connect_unreachable"`)
+		// The node asks three times for its link layer address.
+		within(t, w.a.ns, func() error {
+			return errors.Join(os.WriteFile("/proc/sys/net/ipv4/neigh/ext0/retrans_time_ms", []byte("50"), 0o644),
+				os.WriteFile("/proc/sys/net/ipv6/neigh/ext0/retrans_time_ms", []byte("50"), 0o644))
+		})
+		to := netip.AddrPortFrom(f.used().beyond(77), 80).String()
+		refused(t, client, to)
+		w.a.zt.wantLog(t, "dst.addr="+to, `reason="connect_unreachable"`)
 	})
 	t.Run("no route", func(t *testing.T) {
-		refused(t, client, "198.51.100.1:80")
-		w.a.zt.wantLog(t, "dst.addr=198.51.100.1:80", `reason="connect_unreachable"`)
+		to := netip.AddrPortFrom(f.used().nowhere(), 80).String()
+		refused(t, client, to)
+		w.a.zt.wantLog(t, "dst.addr="+to, `reason="connect_unreachable"`)
 	})
 }
 

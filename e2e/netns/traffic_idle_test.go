@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // impatient restarts the ztunnels with a quick keepalive: a question every
@@ -25,12 +27,17 @@ func (w *world) impatient(t testing.TB) {
 }
 
 // Connections on which nobody says anything stay, through any number of
-// keepalives, and so do the tunnels that carry them.
-func TestIdleConnections(t *testing.T) {
+// keepalives of ztunnel's and of the applications', and so do the tunnels that
+// carry them.
+//
+//ambit:feature traffic-idle
+func TestIdleConnections(t *testing.T) { each(t, idleConnections, onlyIPv4, onlyIPv6) }
+
+func idleConnections(t *testing.T, f families) {
 	if testing.Short() {
 		t.Skip("waits for many keepalives")
 	}
-	w := newWorld(t)
+	w := newWorldOf(t, f)
 	client, server, plain := w.newPod(w.a, "client"), w.newPod(w.b, "server"), w.newPod(w.a, "plain")
 	ext := w.outside(t)
 	server.listen(9000, echo)
@@ -41,8 +48,13 @@ func TestIdleConnections(t *testing.T) {
 	idle = append(idle, hold(t, client, server.at(9000), 20)...)
 	idle = append(idle, hold(t, client, ext.at(9000), 5)...)
 	idle = append(idle, hold(t, plain, server.at(9000), 5)...)
+	for _, c := range idle {
+		if err := c.SetKeepAliveConfig(net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 2}); err != nil {
+			t.Fatal(err)
+		}
+	}
 	opened := w.b.metric(t, "process_open_fds")
-	<-time.After(8 * time.Second)
+	<-time.After(6 * time.Second)
 	for i, c := range idle {
 		if err := exchange(c, "after the silence"); err != nil {
 			t.Errorf("connection %d: %v", i, err)
@@ -64,8 +76,57 @@ func TestIdleConnections(t *testing.T) {
 	}
 }
 
-// link sets a device up, with the routes that go when it is down, or down.
-func (n *node) link(t testing.TB, name string, up bool, routes ...route) {
+// Minutes of silence, with the timers that an installation has: connections in a
+// tunnel, in plain TCP to outside and from it. Most other tests run meanwhile.
+// Tunnels without a connection are given up after 20 s, so that those which stay
+// do so because they are used.
+//
+//ambit:feature traffic-idle-minutes
+func TestIdleMinutes(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes minutes")
+	}
+	t.Parallel()
+	const silence = 150 * time.Second
+	w := newWorldOf(t, dual)
+	client, server, plain := w.newPod(w.a, "client"), w.newPod(w.b, "server"), w.newPod(w.a, "plain")
+	ext := w.outside(t)
+	server.listen(9000, echo)
+	ext.listen(9000, echo)
+	for _, n := range []*node{w.a, w.b} {
+		n.zt.kill()
+		n.zt = n.startZtunnel([]string{"POOL_UNUSED_RELEASE_TIMEOUT=20s"})
+	}
+	w.waitReady(w.a, w.b)
+	w.enrol(client, server)
+	var idle []*net.TCPConn
+	for i := range dual {
+		to := func(p *pod) string { return netip.AddrPortFrom(p.addrs[i], 9000).String() }
+		for _, c := range []struct{ from, to *pod }{{client, server}, {client, ext}, {plain, server}} {
+			for n := range 5 {
+				nc := c.from.mustDial(t, to(c.to))
+				nc.SetDeadline(time.Now().Add(silence + 4*patience))
+				if err := exchange(nc, fmt.Sprint("before the silence ", n)); err != nil {
+					t.Fatal(err)
+				}
+				idle = append(idle, nc)
+			}
+		}
+	}
+	began := time.Now()
+	<-time.After(silence)
+	for i, c := range idle {
+		if err := exchange(c, "after the silence"); err != nil {
+			t.Errorf("connection %d (%s to %s): %v", i, c.LocalAddr(), c.RemoteAddr(), err)
+		}
+	}
+	t.Logf("%d connections were silent for %s", len(idle), time.Since(began).Round(time.Second))
+	w.noFailures(t)
+}
+
+// link sets a device up, with the routes and the IPv6 address that go when it is
+// down, or down.
+func (n *node) link(t testing.TB, name string, up bool, prefix string, routes ...route) {
 	t.Helper()
 	within(t, n.ns, func() error {
 		l, err := netlink.LinkByName(name)
@@ -77,6 +138,18 @@ func (n *node) link(t testing.TB, name string, up bool, routes ...route) {
 		}
 		if err := netlink.LinkSetUp(l); err != nil {
 			return err
+		}
+		for _, p := range []string{prefix, router(n.number)} {
+			a, err := netlink.ParseAddr(p)
+			if err != nil {
+				return err
+			}
+			if a.IP.To4() == nil {
+				a.Flags = unix.IFA_F_NODAD
+			}
+			if err := netlink.AddrReplace(l, a); err != nil {
+				return fmt.Errorf("address %s: %w", p, err)
+			}
 		}
 		for _, r := range routes {
 			_, dst, err := net.ParseCIDR(r.to)
@@ -94,8 +167,12 @@ func (n *node) link(t testing.TB, name string, up bool, routes ...route) {
 // The cable between the nodes is cut while connections are idle: nobody is
 // told anything, and still both ends learn it in the time the keepalive has,
 // with a reason. When the cable is back, so are new connections.
-func TestCableCut(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-cable-cut
+func TestCableCut(t *testing.T) { each(t, cableCut, onlyIPv4, onlyIPv6) }
+
+func cableCut(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	ended := make(chan error, 1)
 	server.listen(9000, echo)
@@ -110,7 +187,7 @@ func TestCableCut(t *testing.T) {
 	c := client.mustDial(t, server.at(9001))
 	pingPong(t, c, "hello")
 
-	w.b.link(t, "wire0", false)
+	w.b.link(t, "wire0", false, "")
 	began := time.Now()
 	// One that comes while the tunnel is not known to be dead.
 	late := make(chan error, 1)
@@ -146,7 +223,7 @@ func TestCableCut(t *testing.T) {
 	line := w.a.zt.wantLog(t, "connection complete", "dst.hbone_addr="+server.at(9000), "reason=")
 	t.Logf("a connection made meanwhile was given up after %s: %s", time.Since(began).Round(time.Millisecond), line[strings.Index(line, "error="):])
 
-	w.b.link(t, "wire0", true, route{"10.77.1.0/24", "192.168.77.1"})
+	w.b.link(t, "wire0", true, f.used().wire(2), route{f.used().pods(1), f.used().wireAddr(1)})
 	again := client.mustDial(t, server.at(9000))
 	pingPong(t, again, "the cable is back")
 }

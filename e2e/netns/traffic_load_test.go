@@ -59,12 +59,22 @@ func (n *node) settledAt(t testing.TB, reporter string, want int) {
 
 // Short connections without end, from one client to one port: none fails, none
 // is forgotten, and no descriptor stays behind.
+//
+//ambit:feature traffic-short-connections
 func TestTenThousandConnections(t *testing.T) {
-	total := 10_000
+	for _, c := range []struct {
+		f     families
+		total int
+	}{{onlyIPv4, 10_000}, {onlyIPv6, 2_000}} {
+		t.Run(c.f.String(), func(t *testing.T) { shortConnections(t, c.f, c.total) })
+	}
+}
+
+func shortConnections(t *testing.T, f families, total int) {
 	if testing.Short() {
 		total = 500
 	}
-	w, client, server := pair(t)
+	w, client, server := pairOf(t, f)
 	server.listen(9000, echo)
 	w.enrol(client, server)
 	to := netip.MustParseAddrPort(server.at(9000))
@@ -164,6 +174,8 @@ func exchange(c net.Conn, s string) error {
 
 // A thousand connections at once between two pods: each stays its own, and
 // they share few tunnels.
+//
+//ambit:feature traffic-many-at-once
 func TestThousandStreams(t *testing.T) {
 	streams := 1000
 	if testing.Short() {
@@ -202,8 +214,14 @@ func TestThousandStreams(t *testing.T) {
 // The ports that a pod's own connections may use say nothing about how many
 // clients it can have: ztunnel binds the client's address to ports of the full
 // range, whatever ip_local_port_range says where it does so.
+//
+//ambit:feature redirect-spoofed-ports
 func TestPortsOfSpoofedConnections(t *testing.T) {
-	w := newWorld(t)
+	each(t, portsOfSpoofedConnections, onlyIPv4, onlyIPv6)
+}
+
+func portsOfSpoofedConnections(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, plain, server := w.newPod(w.a, "client"), w.newPod(w.a, "plain"), w.newPod(w.b, "server")
 	server.listen(9000, func(c *net.TCPConn) {
 		// A client that chose this port for its next plaintext connection would
@@ -222,8 +240,14 @@ func TestPortsOfSpoofedConnections(t *testing.T) {
 // A plaintext client that binds the very port that ztunnel uses for another of
 // its connections has to wait for that one's end: the two would be the same
 // connection to the application. The other one is not harmed.
+//
+//ambit:feature redirect-spoofed-ports
 func TestPlaintextClientMeetsSpoofedPort(t *testing.T) {
-	w := newWorld(t)
+	each(t, plaintextClientMeetsSpoofedPort, onlyIPv4, onlyIPv6)
+}
+
+func plaintextClientMeetsSpoofedPort(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	plain, server := w.newPod(w.a, "plain"), w.newPod(w.b, "server")
 	ports := make(chan int, 2)
 	server.listen(9000, func(c *net.TCPConn) {
@@ -273,8 +297,12 @@ func TestPlaintextClientMeetsSpoofedPort(t *testing.T) {
 // connects, as without a mesh, and what it has open goes on. A tunnel takes none
 // of them; to an external address ztunnel's connection takes one beside the
 // application's, so that there are half as many.
-func TestClientOutOfPorts(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-out-of-ports
+func TestClientOutOfPorts(t *testing.T) { each(t, clientOutOfPorts, onlyIPv4, onlyIPv6) }
+
+func clientOutOfPorts(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	ext := w.outside(t)
 	for _, p := range []*pod{server, ext} {

@@ -38,8 +38,12 @@ func (p *pod) listening(t testing.TB) (ports []uint16) {
 // dials a port of theirs, from another pod or from the pod itself, is refused at
 // once; above all ztunnel does not go on to dial itself. That holds as well where
 // the application has the customary ports and ours are any.
-func TestListenersHaveNoWayIn(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature security-own-ports
+func TestListenersHaveNoWayIn(t *testing.T) { each(t, listenersHaveNoWayIn, onlyIPv4, onlyIPv6) }
+
+func listenersHaveNoWayIn(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, plain := w.newPod(w.a, "client"), w.newPod(w.b, "plain")
 	usual, taken := w.newPod(w.b, "usual"), w.newPod(w.b, "taken")
 	taken.listen(15001, echo)
@@ -64,7 +68,7 @@ func TestListenersHaveNoWayIn(t *testing.T) {
 			for _, p := range from {
 				at := []string{server.addr.String()}
 				if p == server {
-					at = append(at, "127.0.0.1")
+					at = append(at, f.used().loopback())
 				}
 				for _, a := range at {
 					dials++
@@ -89,7 +93,7 @@ func TestListenersHaveNoWayIn(t *testing.T) {
 		t.Errorf("%d calls became %v connections", dials, failed)
 	}
 	for _, server := range []*pod{usual, taken} {
-		w.b.zt.wantLog(t, `direction="inbound"`, "dst.addr="+server.addr.String(), `reason="self_call"`)
+		w.b.zt.wantLog(t, `direction="inbound"`, "dst.addr="+server.host(), `reason="self_call"`)
 	}
 }
 

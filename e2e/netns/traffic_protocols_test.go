@@ -25,8 +25,12 @@ import (
 
 // Protocols in which the server speaks first: a banner arrives although the
 // client has not said a word, whichever way it came.
-func TestServerSpeaksFirst(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-server-first
+func TestServerSpeaksFirst(t *testing.T) { each(t, serverSpeaksFirst) }
+
+func serverSpeaksFirst(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, near, far, plain := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far"), w.newPod(w.a, "plain")
 	ext := w.outside(t)
 	const banner = "220 mail.example.com ready\r\n"
@@ -38,13 +42,13 @@ func TestServerSpeaksFirst(t *testing.T) {
 		})
 	}
 	w.enrol(client, near, far)
-	w.service("mail", "10.96.0.25", 25, 2525, far)
+	w.serviceAt("mail", f.vip(25), 25, 2525, far)
 	for _, c := range []struct {
 		name string
 		from *pod
 		to   string
 	}{
-		{"one node", client, near.at(2525)}, {"two nodes", client, far.at(2525)}, {"service", client, "10.96.0.25:25"},
+		{"one node", client, near.at(2525)}, {"two nodes", client, far.at(2525)}, {"service", client, f.vipAt(25, 25)},
 		{"external", client, ext.at(2525)}, {"plaintext client", plain, far.at(2525)},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -61,15 +65,18 @@ func TestServerSpeaksFirst(t *testing.T) {
 	}
 }
 
-// across runs f for a server on the other node and for one on the client's.
-func across(t *testing.T, serve func(*pod), f func(t *testing.T, client, server *pod)) {
-	w := newWorld(t)
-	client, near, far := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far")
-	serve(near)
-	serve(far)
-	w.enrol(client, near, far)
-	t.Run("one node", func(t *testing.T) { f(t, client, near) })
-	t.Run("two nodes", func(t *testing.T) { f(t, client, far) })
+// across runs a test for a server on the other node and for one on the client's,
+// with addresses of each family.
+func across(t *testing.T, serve func(*pod), test func(t *testing.T, client, server *pod)) {
+	each(t, func(t *testing.T, f families) {
+		w := newWorldOf(t, f)
+		client, near, far := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far")
+		serve(near)
+		serve(far)
+		w.enrol(client, near, far)
+		t.Run("one node", func(t *testing.T) { test(t, client, near) })
+		t.Run("two nodes", func(t *testing.T) { test(t, client, far) })
+	}, onlyIPv4, onlyIPv6)
 }
 
 func (p *pod) serveWith(port uint16, h http.Handler) {
@@ -80,6 +87,7 @@ func (p *pod) serveWith(port uint16, h http.Handler) {
 	p.node.w.t.Cleanup(func() { srv.Close(); <-done })
 }
 
+//ambit:feature traffic-websocket
 func TestWebSocket(t *testing.T) {
 	across(t, func(p *pod) {
 		p.serveWith(8080, websocket.Handler(func(c *websocket.Conn) {
@@ -135,6 +143,7 @@ func chat(ended chan<- error) *grpc.ServiceDesc {
 		}}}}
 }
 
+//ambit:feature traffic-grpc
 func TestGRPCStreaming(t *testing.T) {
 	ended := make(chan error, 10)
 	across(t, func(p *pod) {
@@ -191,7 +200,7 @@ func TestGRPCStreaming(t *testing.T) {
 		case <-time.After(patience):
 			t.Fatal("the server does not learn of the deadline")
 		}
-		if d := time.Since(began); d > 2*time.Second {
+		if d := time.Since(began); d > patience/2 {
 			t.Errorf("the deadline of 300 ms took %s to reach the server", d)
 		}
 	})
@@ -199,13 +208,17 @@ func TestGRPCStreaming(t *testing.T) {
 
 // Applications that speak MPTCP (Go's listeners do) fall back to TCP where the
 // other end is ztunnel.
-func TestMultipathTCP(t *testing.T) {
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
+//
+//ambit:feature traffic-mptcp
+func TestMultipathTCP(t *testing.T) { each(t, multipathTCP, onlyIPv4, onlyIPv6) }
+
+func multipathTCP(t *testing.T, f families) {
+	fd, err := unix.Socket(f.used().domain(), unix.SOCK_STREAM, unix.IPPROTO_MPTCP)
 	if err != nil {
 		t.Skipf("the kernel has no MPTCP: %v", err)
 	}
 	unix.Close(fd)
-	w := newWorld(t)
+	w := newWorldOf(t, f)
 	client, near, far, plain := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far"), w.newPod(w.a, "plain")
 	multipath := make(chan bool, 1)
 	for _, p := range []*pod{near, far, plain} {
@@ -213,7 +226,7 @@ func TestMultipathTCP(t *testing.T) {
 		within(t, p.ns, func() (err error) {
 			var lc net.ListenConfig
 			lc.SetMultipathTCP(true)
-			ln, err = lc.Listen(context.Background(), "tcp4", "0.0.0.0:9000")
+			ln, err = lc.Listen(context.Background(), f.used().network("tcp"), net.JoinHostPort(f.used().any(), "9000"))
 			return err
 		})
 		done := make(chan struct{})
@@ -237,7 +250,7 @@ func TestMultipathTCP(t *testing.T) {
 		within(t, from.ns, func() (err error) {
 			d := net.Dialer{Timeout: patience}
 			d.SetMultipathTCP(true)
-			c, err = d.Dial("tcp4", to)
+			c, err = d.Dial(f.used().network("tcp"), to)
 			return err
 		})
 		t.Cleanup(func() { c.Close() })
@@ -280,12 +293,12 @@ func (p *pod) fastOpen(t testing.TB, to, first string) (*net.TCPConn, bool) {
 	var c net.Conn
 	var inSYN bool
 	within(t, p.ns, func() error {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		fd, err := unix.Socket(familyOf(dst.Addr()).domain(), unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err
 		}
 		defer unix.Close(fd)
-		if err := unix.Sendto(fd, []byte(first), unix.MSG_FASTOPEN, &unix.SockaddrInet4{Port: int(dst.Port()), Addr: dst.Addr().As4()}); err != nil {
+		if err := unix.Sendto(fd, []byte(first), unix.MSG_FASTOPEN, sockaddr(dst)); err != nil {
 			return err
 		}
 		// Wait for the handshake, which Sendto does not always do.
@@ -312,14 +325,25 @@ func (p *pod) fastOpen(t testing.TB, to, first string) (*net.TCPConn, bool) {
 	return c.(*net.TCPConn), inSYN
 }
 
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is4() {
+		return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
+	}
+	return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+}
+
 // tcpSYNData is TCPI_OPT_SYN_DATA: the SYN-ACK acknowledged the SYN's data.
 const tcpSYNData = 32
 
 // TCP Fast Open, as its users have it (the data waits for the handshake unless
 // both ends were told otherwise) and forced by sysctl at every listener, with
 // data in the SYN.
-func TestFastOpen(t *testing.T) {
-	w := newWorld(t)
+//
+//ambit:feature traffic-fast-open
+func TestFastOpen(t *testing.T) { each(t, fastOpen, onlyIPv4, onlyIPv6) }
+
+func fastOpen(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, near, far, plain := w.newPod(w.a, "client"), w.newPod(w.a, "near"), w.newPod(w.b, "far"), w.newPod(w.a, "plain")
 	ext := w.outside(t)
 	forced := []*pod{w.newPod(w.a, "client-forced"), w.newPod(w.b, "server-forced")}
@@ -372,6 +396,8 @@ func TestFastOpen(t *testing.T) {
 
 // Requests of unusual shape: headers far beyond a segment, and a writer that
 // takes its time, whose every byte arrives on its own.
+//
+//ambit:feature traffic-odd-shapes
 func TestBigHeadersAndSlowWriters(t *testing.T) {
 	across(t, func(p *pod) {
 		p.serveWith(8080, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -401,7 +427,7 @@ func TestBigHeadersAndSlowWriters(t *testing.T) {
 			<-tick.C
 			began := time.Now()
 			pingPong(t, slow, string(rune('a'+i%26)))
-			if d := time.Since(began); d > time.Second {
+			if d := time.Since(began); d > patience/2 {
 				t.Errorf("byte %d took %s", i, d)
 			}
 		}

@@ -12,11 +12,20 @@ import (
 )
 
 // twoPairs is a client and a server on two nodes, twice: in the mesh and not.
-func twoPairs(t testing.TB) (w *world, meshed, plain [2]*pod) {
-	w = newWorld(t)
+func twoPairs(t testing.TB, f families) (w *world, meshed, plain [2]*pod) {
+	w = newWorldOf(t, f)
 	meshed = [2]*pod{w.newPod(w.a, "client"), w.newPod(w.b, "server")}
 	plain = [2]*pod{w.newPod(w.a, "plain-client"), w.newPod(w.b, "plain-server")}
 	return w, meshed, plain
+}
+
+// figures is how many of a benchmark's four are taken: all in one family, in the
+// other one to see that it runs.
+func (f families) figures() int {
+	if f.used().v6 {
+		return 1
+	}
+	return 4
 }
 
 // ratio measures with and without a mesh in turns and logs the medians.
@@ -47,15 +56,23 @@ func number(t testing.TB, pattern, in string) float64 {
 }
 
 // A Redis server with its own clients: as it is, in the mesh.
+//
+//ambit:feature traffic-redis
 func TestRedis(t *testing.T) {
+	for _, f := range []families{onlyIPv4, onlyIPv6} {
+		t.Run(f.String(), func(t *testing.T) { redis(t, f) })
+	}
+}
+
+func redis(t *testing.T, f families) {
 	if testing.Short() {
 		t.Skip("runs benchmarks")
 	}
 	root := unpacked(t, "redis-server", "redis-tools", "libjemalloc2", "liblzf1", "libatomic1")
 	runnable(t, root, "usr/bin/redis-server", "usr/bin/redis-cli", "usr/bin/redis-benchmark")
-	w, meshed, plain := twoPairs(t)
+	w, meshed, plain := twoPairs(t, f)
 	for _, server := range []*pod{meshed[1], plain[1]} {
-		server.daemon(t, root, "usr/bin/redis-server", "--bind", "0.0.0.0", "--port", "6379", "--protected-mode", "no",
+		server.daemon(t, root, "usr/bin/redis-server", "--bind", f.used().any(), "--port", "6379", "--protected-mode", "no",
 			"--save", "", "--dir", nobodys(t))
 		server.answers(t, 6379)
 	}
@@ -106,7 +123,7 @@ func TestRedis(t *testing.T) {
 		{"GET, 20 clients", []string{"-t", "get", "-c", "20", "-n", "10000"}},
 		{"SET, 20 clients, 16 at once", []string{"-t", "set", "-c", "20", "-n", "100000", "-P", "16"}},
 		{"GET, a connection each", []string{"-t", "get", "-c", "10", "-n", "500", "-k", "0"}},
-	} {
+	}[:f.figures()] {
 		ratio(t, b.name, 3, bench(meshed, b.args...), bench(plain, b.args...))
 	}
 	w.noFailures(t)
@@ -123,7 +140,15 @@ func (w *world) noFailures(t testing.TB) {
 }
 
 // A PostgreSQL server with its own clients: as it is, in the mesh.
+//
+//ambit:feature traffic-postgresql
 func TestPostgreSQL(t *testing.T) {
+	for _, f := range []families{onlyIPv4, onlyIPv6} {
+		t.Run(f.String(), func(t *testing.T) { postgreSQL(t, f) })
+	}
+}
+
+func postgreSQL(t *testing.T, f families) {
 	if testing.Short() {
 		t.Skip("runs benchmarks")
 	}
@@ -131,7 +156,7 @@ func TestPostgreSQL(t *testing.T) {
 		"libxml2", "libicu72", "libldap-2.5-0", "libsasl2-2", "libreadline8")
 	const bin = "usr/lib/postgresql/15/bin/"
 	runnable(t, root, bin+"postgres", bin+"initdb", bin+"psql", bin+"pgbench")
-	w, meshed, plain := twoPairs(t)
+	w, meshed, plain := twoPairs(t, f)
 	for _, server := range []*pod{meshed[1], plain[1]} {
 		dir := filepath.Join(nobodys(t), "data")
 		server.run(t, root, bin+"initdb", "-D", dir, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync")
@@ -139,9 +164,9 @@ func TestPostgreSQL(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintln(hba, "host all all 10.77.0.0/16 trust")
+		fmt.Fprintln(hba, "host all all "+f.used().allPods()+" trust")
 		hba.Close()
-		server.daemon(t, root, bin+"postgres", "-D", dir, "-c", "listen_addresses=0.0.0.0", "-c", "unix_socket_directories=",
+		server.daemon(t, root, bin+"postgres", "-D", dir, "-c", "listen_addresses="+f.used().any(), "-c", "unix_socket_directories=",
 			"-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "shared_buffers=16MB", "-c", "max_connections=60", "-c", "jit=off")
 		server.answers(t, 5432)
 	}
@@ -178,7 +203,7 @@ func TestPostgreSQL(t *testing.T) {
 		{"select, 8 clients", []string{"-S", "-c", "8", "-t", "250"}},
 		{"TPC-B, 4 clients", []string{"-c", "4", "-t", "40"}},
 		{"select, a connection each", []string{"-S", "-c", "4", "-C", "-t", "10"}},
-	} {
+	}[:f.figures()] {
 		ratio(t, b.name, 3, bench(meshed, b.args...), bench(plain, b.args...))
 	}
 	w.b.zt.wantLog(t, "connection complete", "dst.hbone_addr="+meshed[1].at(5432), `src.identity="`+meshed[0].id().String()+`"`)

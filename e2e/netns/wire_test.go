@@ -3,6 +3,7 @@ package netns_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -85,6 +86,20 @@ func (c *capture) contains(token string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return bytes.Contains(c.frames.Bytes(), []byte(token))
+}
+
+// wantCount waits until a token was seen as often as it should be; that it is not
+// seen more often shows by what was sent after it.
+func (c *capture) wantCount(t testing.TB, token string, want int) {
+	t.Helper()
+	eventually(t, fmt.Sprintf("%q is %d times on the wire", token, want), func() error {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		if n := bytes.Count(c.frames.Bytes(), []byte(token)); n != want {
+			return fmt.Errorf("%d times", n)
+		}
+		return nil
+	})
 }
 
 // size is how many bytes of frames were kept.

@@ -160,6 +160,7 @@ func TestDestinationService(t *testing.T) {
 	}
 }
 
+//ambit:feature redirect-spoofed-ports
 func TestSpoofedPorts(t *testing.T) {
 	client := netip.MustParseAddrPort("10.0.0.1:1025")
 	start := uint32(0)

@@ -87,6 +87,7 @@ func run() error {
 	}
 	registry := prometheus.NewRegistry()
 	cfg := o.node
+	cfg.Clsact = capture.Clsact()
 	cfg.Client, cfg.Redirector, cfg.Host, cfg.Logger, cfg.Registerer = client, capture, host, log, registry
 	if err := cfg.Validate(); err != nil {
 		return err

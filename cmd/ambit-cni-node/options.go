@@ -95,6 +95,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 		o.node.ZtunnelNamespace = o.node.Rules.OwnNamespace
 	}
 	o.node.HostRoot = node.HostRoot(o.hostRoot)
+	o.node.Service = node.ServiceAddr(getenv("KUBERNETES_SERVICE_HOST"), getenv("KUBERNETES_SERVICE_PORT"))
 	// Ours ends first, so that the reason reaches the runtime.
 	o.node.AddWait = o.addTimeout - o.addTimeout/20
 	if o.version || o.uninstall || o.mountBPFFS {

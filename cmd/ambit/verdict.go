@@ -51,6 +51,8 @@ type component struct {
 	// Probers says of a node agent why it lets every process of its node in
 	// where probes come in.
 	Probers string `json:"probesFromAnyProcess,omitempty"`
+	// Findings are a node agent's about its node.
+	Findings []finding `json:"findings,omitempty"`
 }
 
 // state is what can be said of one pod.
@@ -72,6 +74,8 @@ type podReport struct {
 	Node      string `json:"node,omitempty"`
 	State     state  `json:"state"`
 	Reason    string `json:"reason"`
+	// Limits is what capture does not promise to the pod.
+	Limits string `json:"limits,omitempty"`
 }
 
 // report is the whole answer.
@@ -122,6 +126,7 @@ func judge(f facts) report {
 	if n := probers(f.Components); n != "" {
 		r.Notes = append(r.Notes, n)
 	}
+	r.Notes = append(r.Notes, nodeNotes(f.Components)...)
 	for i := range f.Pods {
 		p := judgePod(&f.Pods[i], f, agents)
 		r.Counts[p.State]++
@@ -133,13 +138,14 @@ func judge(f facts) report {
 	slices.SortFunc(r.Pods, func(a, b podReport) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod))
 	})
+	r.Notes = append(r.Notes, podNotes(r.Pods)...)
 	r.Healthy = len(r.Problems) == 0
 	return r
 }
 
 // judgePod compares what should be with what the node agent wrote.
 func judgePod(pod *corev1.Pod, f facts, agents map[string]component) podReport {
-	p := podReport{Namespace: pod.Namespace, Pod: pod.Name, Node: pod.Spec.NodeName}
+	p := podReport{Namespace: pod.Namespace, Pod: pod.Name, Node: pod.Spec.NodeName, Limits: pod.Annotations[annotationLimits]}
 	should, why := enrol(pod, f)
 	want := should == enrolled
 	got := pod.Annotations[annotationRedirection]

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -41,6 +42,12 @@ type Config struct {
 	// the kubelet of the node serves; 0 is DefaultKubeletPort.
 	Pod         string
 	KubeletPort uint16
+
+	// Service is one that every connection may name, the API server's; it is
+	// tried for socket level balancing. Zero tries nothing.
+	Service netip.AddrPort
+	// Clsact says how Redirector attaches, for the findings about the node.
+	Clsact bool
 
 	// DNS captures the pods' DNS queries too; ztunnel must answer them.
 	DNS bool
@@ -206,6 +213,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	start("plugin", plugin.Run)
 	start("older connections", a.older.run)
 	start("kubelet", a.kubelet.run)
+	start("findings", a.watchFindings)
 	a.ready.Store(true)
 	close(a.up)
 	<-ctx.Done()

@@ -16,6 +16,7 @@ import (
 //	ambit_cni_cut_connections_total          connections that outlasted the drain of their pod
 //	ambit_cni_proxy_cgroups                  cgroups the proxy's mark is believed from; 0: from any
 //	ambit_cni_probe_cgroups                  cgroups whose processes pass for the kubelet at probe ports; 0: every process of the node
+//	ambit_cni_findings{finding}              1 for each thing about this node that limits what the mesh can promise
 //	ambit_cni_ztunnel_connected              connections of ztunnels
 type metrics struct {
 	pods         *prometheus.GaugeVec
@@ -25,6 +26,7 @@ type metrics struct {
 	repairs      prometheus.Counter
 	intentErrors prometheus.Counter
 	cut          prometheus.Counter
+	findings     *prometheus.GaugeVec
 }
 
 func newMetrics(r prometheus.Registerer) *metrics {
@@ -45,8 +47,10 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		cut: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "ambit_cni_cut_connections_total", Help: "Connections that outlasted the time their pod had to leave the mesh, and were cut."}),
 	}
+	m.findings = prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "ambit_cni_findings", Help: "Things about this node that limit what the mesh can promise there, 1 for each."}, []string{"finding"})
 	if r != nil {
-		r.MustRegister(m.pods, m.jobs, m.requests, m.enrolSeconds, m.repairs, m.intentErrors, m.cut)
+		r.MustRegister(m.findings, m.pods, m.jobs, m.requests, m.enrolSeconds, m.repairs, m.intentErrors, m.cut)
 	}
 	return m
 }
@@ -66,6 +70,13 @@ func (m *metrics) watch(r prometheus.Registerer, a *Agent) {
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 			Name: "ambit_cni_probe_cgroups", Help: "Cgroups whose processes pass for the kubelet at the probe ports of pods; 0 when every process of the node does."},
 			func() float64 { return float64(len(a.kubelet.list())) }))
+}
+
+func (m *metrics) found(fs []Finding) {
+	m.findings.Reset()
+	for _, f := range fs {
+		m.findings.WithLabelValues(f.Code).Set(1)
+	}
 }
 
 func (m *metrics) done(s step)   { m.jobs.WithLabelValues(s.String(), "ok").Inc() }

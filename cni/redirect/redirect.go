@@ -128,6 +128,10 @@ func New(opt Options) (*Redirector, error) {
 	return &Redirector{opt: opt, spec: spec, names: names, clsact: opt.Clsact, version: bpf.Version(), calls: map[string]*call{}}, nil
 }
 
+// Clsact reports whether programs are attached by clsact, asked for or because
+// the kernel has nothing better.
+func (r *Redirector) Clsact() bool { return r.clsact }
+
 // Set makes the pod as cfg says, and is cheap when it already is. Connections
 // that are open go on as they began. When it fails on a new pod nothing is
 // captured; on a captured pod what was captured stays so.

@@ -38,7 +38,6 @@ type Lab struct {
 	Conflist map[string]string
 
 	name string
-	cli  string // the ambit program
 }
 
 // Start makes a cluster and installs Ambit as the README says. The cluster
@@ -88,7 +87,6 @@ func begin(t *testing.T, o kubelab.Options) *Lab {
 		if err != nil {
 			t.Fatal(err)
 		}
-		l.cli = p.cli
 		o.Images = append([]string{p.image}, o.Images...)
 	}
 	if l.Cluster, err = kubelab.Start(t.Context(), o); err != nil {
@@ -127,8 +125,14 @@ func begin(t *testing.T, o kubelab.Options) *Lab {
 // Install applies the manifests and waits until ambit status is content.
 func (l *Lab) Install(t *testing.T) {
 	t.Helper()
-	l.Kubectl(t, "apply", "--server-side", "-k", filepath.Join(l.Root, "deploy/crds"))
-	l.Kubectl(t, "apply", "-k", filepath.Join(l.Root, "deploy/ambit"))
+	l.InstallFrom(t, "deploy/ambit")
+}
+
+// InstallFrom installs one of the overlays.
+func (l *Lab) InstallFrom(t *testing.T, folder string) {
+	t.Helper()
+	l.Kubectl(t, "apply", "--server-side", "--field-manager=ambit-crds", "-k", filepath.Join(l.Root, "deploy/crds"))
+	l.Kubectl(t, "apply", "-k", filepath.Join(l.Root, folder))
 	if out, code := l.Ambit(t, "status", "--wait", "--timeout", "3m"); code != 0 {
 		t.Fatalf("Ambit did not become healthy:\n%s", out)
 	}

@@ -70,7 +70,11 @@ func (l *Lab) Ambit(t *testing.T, args ...string) (string, int) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 3*Patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, l.cli, append([]string{"--kubeconfig", l.Cluster.Kubeconfig()}, args...)...)
+	p, err := built()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(ctx, p.cli, append([]string{"--kubeconfig", l.Cluster.Kubeconfig()}, args...)...)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

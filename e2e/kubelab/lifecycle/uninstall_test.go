@@ -88,9 +88,26 @@ func traffic(t *testing.T, l *ambitlab.Lab, when string) {
 }
 
 // TestUninstall takes Ambit away under traffic, looks for what it left, and
-// installs it again.
+// installs it again. The first installation is that of the overlay for nodes
+// without a bpffs, the second is the plain one.
+//
+//ambit:feature precheck-real install-overlays
 func TestUninstall(t *testing.T) {
-	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
+	l := ambitlab.Bare(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
+	before := precheck(t, l)
+	before.quiet(t, "before the installation")
+	before.find(t, "info", "nodes", "2 with Linux")
+	before.find(t, "info", "API server", "Kubernetes v1.")
+	before.find(t, "warning", "peerauthentications", "not there yet")
+	// As a node of kind is, which is a container.
+	l.OnNode(t, "node2", "umount /sys/fs/bpf && test $(stat -fc %T /sys/fs/bpf) = sysfs")
+	l.InstallFrom(t, "deploy/overlays/kind")
+	if fs := l.OnNode(t, "node2", "test -d /sys/fs/bpf/ambit && stat -fc %T /sys/fs/bpf"); fs != "bpf_fs" {
+		t.Errorf("on node2 /sys/fs/bpf is %q", fs)
+	}
+	after := precheck(t, l)
+	after.quiet(t, "after the installation")
+	after.find(t, "info", "namespace ambit-system", "Ambit is installed")
 	l.Apply(t, shop)
 	captured(t, l, true)
 	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/server", "pod/client", "--timeout=60s")

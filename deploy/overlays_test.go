@@ -107,6 +107,7 @@ var mounted = []string{
 	agent + ".initContainers[mount-bpffs].securityContext.privileged=true",
 	agent + ".initContainers[mount-bpffs].securityContext.readOnlyRootFilesystem=true",
 	agent + ".initContainers[mount-bpffs].securityContext.runAsUser=0",
+	agent + ".initContainers[mount-bpffs].terminationMessagePolicy=FallbackToLogsOnError",
 	agent + ".initContainers[mount-bpffs].volumeMounts[bpf].mountPath=/sys/fs/bpf",
 	agent + ".initContainers[mount-bpffs].volumeMounts[bpf].mountPropagation=Bidirectional",
 }

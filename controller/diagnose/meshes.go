@@ -1,12 +1,8 @@
 package diagnose
 
 import (
-	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
-	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -101,40 +97,4 @@ func otherCNI(c *Cluster, o Options, f *findings) {
 
 func socketLB(who string) string {
 	return who + " replaces a Service's address by a pod's at connect(), inside the pod: calls are encrypted, but ztunnel does not know the Service they were for"
-}
-
-// daemonSetPods are the pods a DaemonSet should have.
-func daemonSetPods(d *appsv1.DaemonSet) int { return int(d.Status.DesiredNumberScheduled) }
-
-// agents reports what the installed node agents say about their nodes.
-func agents(c *Cluster, o Options, f *findings) {
-	d := c.installed(o)
-	if d == nil {
-		return
-	}
-	if want, have := daemonSetPods(d), int(d.Status.CurrentNumberScheduled); have < want {
-		f.add(Error, "daemonset "+d.Namespace+"/"+d.Name, fmt.Sprintf("%d of %d pods were made: something refuses them", have, want),
-			"kubectl describe daemonset -n "+d.Namespace+" "+d.Name+" has the reason in its events")
-	}
-	// The same trouble on many nodes is one finding.
-	troubles := map[string][]string{}
-	for i := range c.Pods {
-		p := &c.Pods[i]
-		if p.Namespace != o.System || p.Labels["app"] != "ambit-cni-node" || p.DeletionTimestamp != nil {
-			continue
-		}
-		for _, s := range append(slices.Clone(p.Status.InitContainerStatuses), p.Status.ContainerStatuses...) {
-			if w := s.State.Waiting; w != nil && s.RestartCount > 0 {
-				text := w.Reason
-				if t := s.LastTerminationState.Terminated; t != nil && strings.TrimSpace(t.Message) != "" {
-					text += ": " + strings.TrimSpace(t.Message)
-				}
-				troubles[text] = append(troubles[text], p.Spec.NodeName)
-			}
-		}
-	}
-	for _, text := range slices.Sorted(maps.Keys(troubles)) {
-		f.add(Error, "nodes "+few(troubles[text]), "the node agent ends again and again: "+text,
-			"kubectl logs -n "+o.System+" -l app=ambit-cni-node --previous has what the node lacks")
-	}
 }

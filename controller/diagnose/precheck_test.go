@@ -380,10 +380,26 @@ func TestPrecheck(t *testing.T) {
 					p.Labels["app"], p.Spec.NodeName = "ambit-cni-node", n
 					p.Status.ContainerStatuses = []corev1.ContainerStatus{{RestartCount: 2,
 						State:                corev1.ContainerState{Waiting: &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff"}},
-						LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Message: "sk_lookup is missing\n"}}}}
+						LastTerminationState: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{Message: "{\"level\":\"INFO\"}\nsk_lookup is missing\n"}}}}
 				}))
 			}
 		}, Error, "agent", "node1, node2", "CrashLoopBackOff: sk_lookup is missing"},
+
+		{"what agents say of their nodes", func(c *Cluster) {
+			installedOn(c, nil)
+			for _, n := range []string{"node1", "node2"} {
+				c.Pods = append(c.Pods, app("ambit-system", "agent-"+n, func(p *corev1.Pod) {
+					p.Labels["app"], p.Spec.NodeName = "ambit-cni-node", n
+					p.Annotations[annotationFindings] = `[{"finding":"socket-lb","text":"services are balanced in sockets"}]`
+				}))
+			}
+		}, Warning, "agent", "nodes node1, node2", "socket-lb: services are balanced in sockets"},
+		{"in words of another version", func(c *Cluster) {
+			installedOn(c, nil)
+			c.Pods = append(c.Pods, app("ambit-system", "agent", func(p *corev1.Pod) {
+				p.Labels["app"], p.Annotations[annotationFindings] = "ambit-cni-node", "{}"
+			}))
+		}, Warning, "agent", "node1", "{}"},
 
 		{"no rights", func(c *Cluster) { c.Denied = []string{"create namespaces"} }, Warning, "rights", "account", "create namespaces"},
 	} {

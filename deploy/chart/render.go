@@ -82,6 +82,7 @@ const mountBPFFS = `{{- if or .Values.cni.mountBPFFS (eq .Values.platform "kind"
         - name: mount-bpffs
           image: ambit
           command: [/usr/local/bin/ambit-cni-node, --mount-bpffs]
+          terminationMessagePolicy: FallbackToLogsOnError
           securityContext:
             privileged: true
             runAsUser: 0

@@ -456,8 +456,11 @@ func TestPendingPolicyClosesNothing(t *testing.T) {
 	tg := k.target(t)
 	p := &mesh.Policy{Name: "later", Namespace: "demo", Scope: mesh.ScopeWorkloadSelector, Rules: []mesh.Rule{{}}}
 	tg.server.change = func(rec *mesh.Workload) { rec.Policies = []string{p.Key()} }
-	k.control.apply(mesh.Delta{Workloads: []*mesh.Workload{tg.server.record(true)},
-		Policies: []*mesh.Policy{{Name: "nobody", Namespace: "demo", Scope: mesh.ScopeNamespace}}})
+	// One after the other: workloads and policies travel apart, and the ALLOW by
+	// itself would close everything.
+	k.announce(tg.server, true)
+	k.control.settled(t)
+	k.control.apply(mesh.Delta{Policies: []*mesh.Policy{{Name: "nobody", Namespace: "demo", Scope: mesh.ScopeNamespace}}})
 	k.control.settled(t)
 	tg.want(t)
 	held := make(chan error, 1)

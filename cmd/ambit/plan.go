@@ -192,6 +192,9 @@ func (u *uninstall) lookPods(ctx context.Context, in *installation) error {
 			}
 			if p.Annotations[annotationRedirection] != "" && p.Status.Phase == corev1.PodRunning {
 				in.captured = append(in.captured, p.Namespace+"/"+p.Name)
+				if _, known := in.nodes[p.Spec.NodeName]; in.agentInstalled && !known {
+					in.nodes[p.Spec.NodeName] = false // the agents are kept off it since
+				}
 			}
 		}
 		if o.Continue = pods.Continue; o.Continue == "" {

@@ -9,6 +9,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
+// TestPlan: what is done, in which order, and what stops it.
+//
+//ambit:feature unenrol-uninstall unenrol-node-without-agent
 func TestPlan(t *testing.T) {
 	ours := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ambit-system", Labels: map[string]string{labelPartOf: partOfAmbit}}}
 	healthy := func(change ...func(*installation)) installation {

@@ -25,6 +25,8 @@ func (b *bench) ask(value string) {
 // TestAskedToLeave: every pod leaves as it would without its label, no new one
 // is captured, and the plugin may go by the intent file. Asked back, the agent
 // ends, so that its successor begins with everything.
+//
+//ambit:feature unenrol-uninstall
 func TestAskedToLeave(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Registerer = prometheus.NewRegistry()

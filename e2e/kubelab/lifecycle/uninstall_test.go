@@ -91,7 +91,7 @@ func traffic(t *testing.T, l *ambitlab.Lab, when string) {
 // installs it again. The first installation is that of the overlay for nodes
 // without a bpffs, the second is the plain one.
 //
-//ambit:feature precheck-real install-overlays
+//ambit:feature precheck-real install-overlays unenrol-uninstall unenrol-reinstall unenrol-node-without-agent
 func TestUninstall(t *testing.T) {
 	l := ambitlab.Bare(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	before := precheck(t, l)
@@ -164,6 +164,7 @@ func TestUninstall(t *testing.T) {
 	l.Install(t)
 	captured(t, l, true)
 	traffic(t, l, "after Ambit was installed again")
+	t.Run("a node without an agent", func(t *testing.T) { without(t, l) })
 }
 
 // sameJSON leaves layout aside: what was one line may come back as several.

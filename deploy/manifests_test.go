@@ -149,6 +149,8 @@ func TestControllerIsUnprivileged(t *testing.T) {
 
 // TestEveryRuleHasAReason reads the text: a rule of a role is preceded by a
 // comment, and no rule is a wildcard.
+//
+//ambit:feature security-rights
 func TestEveryRuleHasAReason(t *testing.T) {
 	files, err := filepath.Glob("ambit/*-rbac.yaml")
 	if err != nil || len(files) == 0 {

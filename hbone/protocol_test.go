@@ -597,6 +597,28 @@ func TestSilentClient(t *testing.T) {
 	}
 }
 
+// TestSilentBeforeTLS: nor does a connection on which nothing was ever said stay.
+func TestSilentBeforeTLS(t *testing.T) {
+	got := make(chan error, 1)
+	s := hbonetest.NewServer(t, hbonetest.Options{
+		Server:           hbone.Config{HandshakeTimeout: 200 * time.Millisecond},
+		OnHandshakeError: func(err error) { got <- err },
+	}, echo)
+	c, err := net.Dial("tcp", s.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	select {
+	case err := <-got:
+		if !strings.Contains(err.Error(), "tls handshake") || !strings.Contains(err.Error(), "not finished after") {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		t.Fatal("hangs")
+	}
+}
+
 // TestGarbageServer is the client's turn.
 func TestGarbageServer(t *testing.T) {
 	a, b := tcpPair(t)

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
+//ambit:feature security-admin
 func TestDebugIsForLoopback(t *testing.T) {
 	m := newMonitor(prometheus.NewRegistry())
 	for remote, want := range map[string]int{

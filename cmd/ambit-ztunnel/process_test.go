@@ -15,6 +15,8 @@ import (
 
 // TestHarden hardens another process, this very program started again, because
 // there is no way back.
+//
+//ambit:feature security-memory
 func TestHarden(t *testing.T) {
 	const asked = "AMBIT_TEST_HARDEN"
 	if os.Getenv(asked) != "" {
@@ -46,6 +48,7 @@ func TestHarden(t *testing.T) {
 	}
 }
 
+//ambit:feature security-admin
 func TestAdminIsForLoopback(t *testing.T) {
 	for addr, ok := range map[string]bool{
 		"127.0.0.1:15000": true, "[::1]:15000": true,

@@ -11,6 +11,8 @@ import (
 
 // TestObjectsAreOfTheSource rebuilds the programs as go generate does and
 // compares every byte.
+//
+//ambit:feature security-bpf-objects
 func TestObjectsAreOfTheSource(t *testing.T) {
 	for _, tool := range []string{"clang-14", "llvm-strip-14"} {
 		if _, err := exec.LookPath(tool); err != nil {

@@ -59,7 +59,14 @@ func build(ctx context.Context, c config) error {
 		if err := compile(ctx, c, arch, dir); err != nil {
 			return err
 		}
-		img, err := assemble(dir, arch, c.version, created)
+		parts, err := bill(dir, arch, c.version, created)
+		if err != nil {
+			return fmt.Errorf("bill of materials for %s: %w", p, err)
+		}
+		if err := os.WriteFile(strings.TrimSuffix(c.out, ".tar")+"-"+arch+".spdx.json", parts, 0o644); err != nil {
+			return err
+		}
+		img, err := assemble(dir, arch, c.version, created, parts)
 		if err != nil {
 			return fmt.Errorf("image for %s: %w", p, err)
 		}
@@ -111,8 +118,8 @@ func compile(ctx context.Context, c config, arch, dir string) error {
 
 // assemble makes one image: a layer with the few files a program expects, then
 // one layer for each binary, so that a release that changes one binary is
-// pulled as that binary alone.
-func assemble(dir, arch, version string, created time.Time) (v1.Image, error) {
+// pulled as that binary alone, and last what they are made of.
+func assemble(dir, arch, version string, created time.Time, parts []byte) (v1.Image, error) {
 	base, err := layer(
 		file{"etc/", 0o755, nil},
 		file{"etc/group", 0o644, []byte("root:x:0:\nambit:x:65532:\n")},
@@ -139,6 +146,12 @@ func assemble(dir, arch, version string, created time.Time) (v1.Image, error) {
 		}
 		adds = append(adds, addendum(l, b.Name(), created))
 	}
+	l, err := layer(file{"usr/", 0o755, nil}, file{"usr/share/", 0o755, nil}, file{"usr/share/ambit/", 0o755, nil},
+		file{billPath, 0o644, parts})
+	if err != nil {
+		return nil, err
+	}
+	adds = append(adds, addendum(l, "bill of materials", created))
 	img, err := mutate.Append(mutate.ConfigMediaType(mutate.MediaType(empty.Image, types.OCIManifestSchema1), types.OCIConfigJSON), adds...)
 	if err != nil {
 		return nil, err

@@ -31,7 +31,7 @@ func testIndex(t *testing.T) v1.ImageIndex {
 	}
 	index := mutate.IndexMediaType(empty.Index, types.OCIImageIndex)
 	for _, arch := range []string{"amd64", "arm64"} {
-		img, err := assemble(dir, arch, "v1", time.Unix(1000, 0).UTC())
+		img, err := assemble(dir, arch, "v1", time.Unix(1000, 0).UTC(), []byte("parts"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -41,6 +41,7 @@ func testIndex(t *testing.T) v1.ImageIndex {
 	return index
 }
 
+//ambit:feature security-image
 func TestSameInputSameDigest(t *testing.T) {
 	a, err := testIndex(t).Digest()
 	if err != nil {

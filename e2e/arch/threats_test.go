@@ -23,6 +23,8 @@ func rows(t *testing.T, document, section string) [][]string {
 // TestThreatModelIsWhole: every row is about actors and assets that are
 // described, and nothing is left out of what is described. That the tests of
 // the controls exist is TestClaimsNameRealTests' part.
+//
+//ambit:feature security-controls
 func TestThreatModelIsWhole(t *testing.T) {
 	base := root(t)
 	b, err := os.ReadFile(filepath.Join(base, "docs/threat-model.md"))

@@ -3,8 +3,11 @@ package identity_test
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -161,8 +164,18 @@ func TestNothingExpectedNeverVerifies(t *testing.T) {
 	}
 }
 
+// TestNoRootsYet: without trust anchors nobody is trusted. To crypto/x509 no pool
+// means the system's, so the machine is made to trust this very CA.
+//
+//ambit:feature security-no-roots
 func TestNoRootsYet(t *testing.T) {
 	ca := hbonetest.NewCA(t)
+	trusted := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(trusted, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("SSL_CERT_FILE", trusted)
+	t.Setenv("SSL_CERT_DIR", t.TempDir())
 	good := ca.Source(server, client)
 	none := hbonetest.Source{Certs: good.(hbonetest.Source).Certs}
 	_, _, cerr, _ := handshake(t, identity.ClientConfig(none, client, []identity.ID{server}), identity.ServerConfig(good, server))

@@ -90,6 +90,7 @@ func TestReuseAndLimit(t *testing.T) {
 	})
 }
 
+//ambit:feature security-tunnels-apart
 func TestKeysAreApart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{}, hbonetest.Options{})

@@ -192,21 +192,24 @@ func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client 
 		}
 		return plain{c, p.cfg.Share}, nil
 	}
-	names := make([]string, len(r.Expect))
-	for i, id := range r.Expect {
-		names[i] = id.String()
-	}
-	slices.Sort(names)
-	key := pool.Key{
-		SourceUID: p.cfg.Life, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ","),
-	}
-	s, err := p.cfg.Pool.Open(ctx, key, func(ctx context.Context) (*hbone.Conn, error) {
+	s, err := p.cfg.Pool.Open(ctx, tunnelKey(p.cfg.Life, r), func(ctx context.Context) (*hbone.Conn, error) {
 		return p.tunnel(ctx, client.Addr(), r.Addr, self.Identity(), r.Expect)
 	}, request(r, self, client))
 	if err != nil {
 		return nil, openError(err, r.Authority)
 	}
 	return tunnelled{s}, nil
+}
+
+// tunnelKey keeps apart what must not share a tunnel: what speaks for different
+// pods, goes to different ones, or wants another server.
+func tunnelKey(life string, r *Route) pool.Key {
+	names := make([]string, len(r.Expect))
+	for i, id := range r.Expect {
+		names[i] = id.String()
+	}
+	slices.Sort(names)
+	return pool.Key{SourceUID: life, DestinationUID: r.Upstream.UID, Addr: r.Addr, Peers: strings.Join(names, ",")}
 }
 
 // portAttempts is how many ports are tried where the kernel has none to give.

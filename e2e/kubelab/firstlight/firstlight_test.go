@@ -15,6 +15,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 // something of the mesh and run one after the other.
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain
+//ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	t.Run("mesh", func(t *testing.T) {
@@ -28,6 +29,9 @@ func TestFirstLight(t *testing.T) {
 			"a policy refuses with a reason":                     policyDenies,
 			"STRICT refuses an un-meshed client":                 strict,
 			"a policy that cannot be honoured says which field":  badPolicy,
+			"every kind of service reaches a meshed pod":         services,
+			"a forged mark does not leave the mesh":              forgedMark,
+			"the agent's socket is not for other pods":           foreignSocket,
 			"ambit version names every component":                cliVersion,
 			"ambit status tells what is captured and what isn't": cliStatus,
 		} {

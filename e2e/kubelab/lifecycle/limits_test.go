@@ -64,6 +64,8 @@ func (a api) as(t *testing.T, account string, pod *corev1.Pod) kubernetes.Interf
 
 // TestAgentLimits is the ValidatingAdmissionPolicy of the node agents: what
 // they do every day passes, what a thief of a token would like does not.
+//
+//ambit:feature security-agent-limits
 func TestAgentLimits(t *testing.T) {
 	a := api{ambitlab.Bare(t, kubelab.Options{Name: "limits", APIOnly: true})}
 	for _, f := range []string{"namespace.yaml", "cni-node-rbac.yaml", "cni-node-limits.yaml"} {

@@ -18,13 +18,13 @@ import (
 	"time"
 )
 
-const usage = `testapp [serve] [-http :8080] [-tcp :9090] [-grpc :9091]
-                                             http and tcp echo servers (the default), grpc health
-testapp get [-n 1] [-every 0s] [-timeout 5s] [-keep] [-H k:v] [-d body] URL
+const usage = `testapp [serve] [-http :8080] [-tcp :9090]   http and tcp echo servers (the default)
+testapp get [-n 1] [-every 0s] [-timeout 5s] [-keep] [-H k:v] [-d body] [-mark 0] URL
                                              GET (POST with -d); a line per answer, exit 1 at a failure
 testapp connect [-hold 0s] [-send text] [-every 1s] [-timeout 5s] HOST:PORT
                                              one tcp connection; holds it, writing text and wanting its echo
 testapp lookup NAME...                       names to addresses
+testapp knock SOCKET                         what a unix socket says to a stranger
 testapp sleep [duration]                     for ever without one
 testapp pause                                sleep as PID 1: collects orphans
 `
@@ -37,7 +37,7 @@ func main() {
 		name, args = args[0], args[1:]
 	}
 	run, ok := map[string]func(context.Context, []string) error{
-		"serve": serve, "server": serve, "get": get, "connect": connect, "lookup": lookup, "sleep": sleep, "pause": pause,
+		"serve": serve, "server": serve, "get": get, "connect": connect, "lookup": lookup, "knock": knock, "sleep": sleep, "pause": pause,
 	}[name]
 	if !ok {
 		fmt.Fprint(os.Stderr, usage)
@@ -56,7 +56,6 @@ func serve(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("serve", flag.ExitOnError)
 	httpAddr := f.String("http", ":8080", "http address, empty for none")
 	tcpAddr := f.String("tcp", ":9090", "tcp echo address, empty for none")
-	grpcAddr := f.String("grpc", "", "grpc health address, empty for none")
 	readyAfter := f.Duration("ready-after", 0, "/ready fails until then")
 	_ = f.Parse(args)
 	began := time.Now()
@@ -108,25 +107,29 @@ func serve(ctx context.Context, args []string) error {
 		case <-r.Context().Done():
 		}
 	})
-	failed := make(chan error, 3)
-	tcp := &echoes{address: *tcpAddr, failed: failed}
-	if *tcpAddr == "" {
-		tcp = nil
-	}
-	state := newConditions(tcp)
-	state.handle(mux)
+	failed := make(chan error, 2)
 	if *httpAddr != "" {
 		s := &http.Server{Addr: *httpAddr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 		go func() { failed <- s.ListenAndServe() }()
 		fmt.Println("http echo on", *httpAddr, "as", host)
 	}
 	if *tcpAddr != "" {
-		if err := tcp.open(); err != nil {
+		l, err := net.Listen("tcp", *tcpAddr)
+		if err != nil {
 			return err
 		}
-	}
-	if *grpcAddr != "" {
-		go func() { failed <- state.serveGRPC(ctx, *grpcAddr) }()
+		go func() {
+			for {
+				c, err := l.Accept()
+				if err != nil {
+					failed <- err
+					return
+				}
+				fmt.Println("tcp client", c.RemoteAddr())
+				go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
+			}
+		}()
+		fmt.Println("tcp echo on", *tcpAddr)
 	}
 	select {
 	case err := <-failed:
@@ -150,6 +153,7 @@ func get(ctx context.Context, args []string) error {
 	keep := f.Bool("keep", false, "keep the connection between requests")
 	carry := f.Bool("carry-on", false, "go on after a failure; exit 1 at the end")
 	body := f.String("d", "", "body; makes it a POST")
+	mark := f.Int("mark", 0, "SO_MARK of the connections")
 	header := http.Header{}
 	f.Func("H", "header k:v", func(s string) error {
 		k, v, ok := strings.Cut(s, ":")
@@ -163,7 +167,7 @@ func get(ctx context.Context, args []string) error {
 	if f.NArg() != 1 {
 		return errors.New("get wants one URL")
 	}
-	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: !*keep}}
+	client := &http.Client{Timeout: *timeout, Transport: &http.Transport{DisableKeepAlives: !*keep, DialContext: marked(*mark).DialContext}}
 	var last error
 	for i := 0; (*n == 0 || i < *n) && ctx.Err() == nil; i++ {
 		if i > 0 && *every > 0 {
@@ -202,6 +206,52 @@ func get(ctx context.Context, args []string) error {
 		}
 	}
 	return last
+}
+
+// marked dials with SO_MARK, which takes CAP_NET_RAW or CAP_NET_ADMIN.
+func marked(mark int) *net.Dialer {
+	d := &net.Dialer{}
+	if mark != 0 {
+		d.Control = func(_, _ string, c syscall.RawConn) error {
+			var inner error
+			err := c.Control(func(fd uintptr) {
+				inner = syscall.SetsockoptInt(int(fd), syscall.SOL_SOCKET, syscall.SO_MARK, mark)
+			})
+			return errors.Join(err, inner)
+		}
+	}
+	return d
+}
+
+// knock connects to a unix socket, of whichever kind it is, and tells what comes
+// of it.
+func knock(_ context.Context, args []string) error {
+	if len(args) != 1 {
+		return errors.New("knock wants one socket")
+	}
+	var all error
+	for _, network := range []string{"unix", "unixpacket"} {
+		c, err := net.Dial(network, args[0])
+		if errors.Is(err, syscall.EPROTOTYPE) {
+			continue
+		}
+		if err != nil {
+			all = errors.Join(all, err)
+			continue
+		}
+		defer c.Close()
+		_ = c.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, err := c.Read(make([]byte, 1<<16))
+		if ne := net.Error(nil); errors.As(err, &ne) && ne.Timeout() {
+			fmt.Println("silent")
+		} else if n > 0 {
+			fmt.Println("got", n, "bytes")
+		} else {
+			fmt.Println("closed:", err)
+		}
+		return nil
+	}
+	return all
 }
 
 func connect(ctx context.Context, args []string) error {

@@ -122,9 +122,13 @@ func (t *Table) CutPod(pod *Pod, e *Error) {
 func (t *Table) Run(ctx context.Context) error {
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
+	var asked mesh.Mark
 	for {
 		changed := t.store.Changed()
-		t.Recheck(t.store.Load())
+		s := t.store.Load()
+		changes, known := t.store.Changes(asked, s)
+		asked = s.Mark()
+		t.recheck(s, func(workload string) bool { return !known || concerns(changes, workload) })
 		select {
 		case <-ctx.Done():
 			return nil
@@ -138,14 +142,26 @@ func (t *Table) Run(ctx context.Context) error {
 	}
 }
 
+// concerns reports whether changes can make a difference to what policy says
+// about connections to a workload: those of a busy mesh are mostly other pods
+// that come and go.
+func concerns(changes mesh.Changes, workload string) bool {
+	_, itself := slices.BinarySearch(changes.Workloads, workload)
+	return itself || len(changes.Policies) > 0
+}
+
 // Recheck closes the inbound connections that s denies. A policy that is
 // named but has not arrived never closes one (the control plane may send the
 // workload before the policy).
 func (t *Table) Recheck(s *mesh.Snapshot) {
-	if s == nil {
-		return
+	if s != nil {
+		t.recheck(s, func(string) bool { return true })
 	}
-	for _, c := range t.collect(func(c *Conn) bool { return c.facts.Check != nil }) {
+}
+
+// recheck is about connections to the workloads that some tells by UID.
+func (t *Table) recheck(s *mesh.Snapshot, some func(workload string) bool) {
+	for _, c := range t.collect(func(c *Conn) bool { return c.facts.Check != nil && some(c.facts.Check.Workload.UID) }) {
 		w := c.facts.Check.Workload
 		if cur := s.Workload(w.UID); cur != nil {
 			w = cur

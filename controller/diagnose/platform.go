@@ -71,9 +71,13 @@ func recognize(nodes []corev1.Node) []Platform {
 }
 
 func platform(c *Cluster, o Options, f *findings) {
-	all := recognize(c.Nodes)
+	all, there := recognize(c.Nodes), c.installed(o)
 	if len(all) == 0 && len(c.Nodes) > 0 {
-		f.add(Info, "cluster", "no platform that differs was recognized", "install deploy/ambit; CNI files are expected in /opt/cni/bin and /etc/cni/net.d")
+		do := ""
+		if there == nil {
+			do = "install deploy/ambit; CNI files are expected in /opt/cni/bin and /etc/cni/net.d"
+		}
+		f.add(Info, "cluster", "no platform that differs was recognized", do)
 	}
 	if len(all) > 1 {
 		f.add(Warning, "cluster", "nodes of different platforms", "one DaemonSet cannot suit all of them; install one agent for each kind of node with a nodeSelector")
@@ -83,10 +87,14 @@ func platform(c *Cluster, o Options, f *findings) {
 		if p.Overlay != "" {
 			folder = "deploy/overlays/" + p.Overlay
 		}
-		f.add(Info, "cluster", "the platform is "+p.Name, "install "+folder+helm(p))
-		if d := c.installed(o); d != nil && len(all) == 1 {
-			for _, want := range missing(p, d.Spec.Template.Spec) {
-				f.add(Error, "daemonset "+d.Namespace+"/"+d.Name, want+", which "+p.Name+" needs", "install "+folder+helm(p))
+		if there == nil {
+			f.add(Info, "cluster", "the platform is "+p.Name, "install "+folder+helm(p))
+			continue
+		}
+		f.add(Info, "cluster", "the platform is "+p.Name, "")
+		if len(all) == 1 {
+			for _, want := range missing(p, there.Spec.Template.Spec) {
+				f.add(Error, "daemonset "+there.Namespace+"/"+there.Name, want+", which "+p.Name+" needs", "install "+folder+helm(p))
 			}
 		}
 	}

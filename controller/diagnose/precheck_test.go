@@ -305,7 +305,7 @@ func TestPrecheck(t *testing.T) {
 		{"uninstall begun", func(c *Cluster) {
 			installedOn(c, nil)
 			c.Namespaces[len(c.Namespaces)-1].Annotations = set{annotationUninstall: "2026-01-01"}
-		}, Warning, "namespace", "ambit-system", "2026-01-01"},
+		}, Error, "namespace", "ambit-system", "2026-01-01"},
 		{"leftovers", func(c *Cluster) { c.Owned = []string{"clusterroles ambit-controller"} }, Warning, "namespace", "cluster", "clusterroles ambit-controller"},
 		{"leftovers in the namespace", func(c *Cluster) {
 			c.Namespaces = append(c.Namespaces, space("ambit-system", set{"pod-security.kubernetes.io/enforce": "privileged"}, nil))

@@ -38,7 +38,7 @@ func systemNamespace(c *Cluster, o Options, f *findings) {
 	}
 	switch {
 	case n.Annotations[annotationUninstall] != "":
-		f.add(Warning, object, "an uninstall was begun at "+n.Annotations[annotationUninstall], "ambit uninstall --yes goes on; kubectl annotate namespace "+o.System+" "+annotationUninstall+"- takes it back")
+		f.add(Error, object, "an uninstall was begun at "+n.Annotations[annotationUninstall]+", no pod is captured while that stands there", "ambit uninstall --yes goes on; kubectl annotate namespace "+o.System+" "+annotationUninstall+"- takes it back")
 	case c.installed(o) == nil && len(c.Owned) > 0:
 		f.add(Warning, object, "has objects of an earlier installation: "+few(slices.Clone(c.Owned)), "ambit uninstall --yes takes them away; installing goes over them too")
 	case c.installed(o) != nil:

@@ -36,11 +36,12 @@ var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/..."
 
 var layers = []layer{
 	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=5m"}, products...)},
-	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m"}, concurrent...), race: true, needs: []string{"gcc"}},
+	// No vet: it would look once more at everything that is linked, as the unit layer did.
+	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m", "-vet=off"}, concurrent...), race: true, needs: []string{"gcc"}},
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
 	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-p=1", "-timeout=15m", "./e2e/netns/...", "./e2e/bench/..."}, root: true},
 	{name: "api", what: "the controller with a real API server (Kubernetes is compiled once, about five minutes)",
-		prepare: lab, args: []string{"-count=1", "-timeout=10m", "-run=TestAPIMode", "./cmd/ambit-controller"}, env: labEnv, root: true, needs: labNeeds},
+		prepare: lab, args: []string{"-count=1", "-p=1", "-timeout=10m", "-run=TestAPIMode|TestControlPlaneUnderLoad", "./cmd/ambit-controller", "./e2e/netns"}, env: labEnv, root: true, needs: labNeeds},
 	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",
 		prepare: lab, dir: "e2e/kubelab",
 		// One cluster at a time; not the components, whose tests are Kubernetes' own.

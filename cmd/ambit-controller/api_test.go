@@ -185,6 +185,8 @@ const podUID = "Kubernetes//Pod/"
 
 // TestAPIMode drives the whole program with a real API server, the shipped RBAC,
 // real tokens and the ztunnel's own clients.
+//
+//ambit:feature identity-root-stalled identity-root-abort identity-secret-damaged controller-bad-object controller-api
 func TestAPIMode(t *testing.T) {
 	before := runtime.NumGoroutine()
 	l := newLab(t)

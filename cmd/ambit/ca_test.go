@@ -8,6 +8,7 @@ import (
 	"time"
 )
 
+//ambit:feature identity-root-stalled identity-ca-away
 func TestJudgeCA(t *testing.T) {
 	until := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
@@ -68,6 +69,8 @@ func TestNumber(t *testing.T) {
 }
 
 // TestRetireNeedsForce: what breaks connections is not done by a slip.
+//
+//ambit:feature identity-root-cli
 func TestRetireNeedsForce(t *testing.T) {
 	var out, err bytes.Buffer
 	if code := run(t.Context(), []string{"ca", "retire", "--kubeconfig", "/nonexistent"}, &out, &err); code != exitUnknown || !strings.Contains(err.String(), "--force") {

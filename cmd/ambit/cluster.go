@@ -85,7 +85,7 @@ func (c *cluster) components(ctx context.Context) ([]component, error) {
 				continue
 			}
 			ready, problem := readiness(p)
-			all = append(all, component{Part: q.part, Pod: p.Name, Node: p.Spec.NodeName, Ready: ready, Problem: problem, Probers: p.Annotations[annotationProbers],
+			all = append(all, component{Part: q.part, Pod: p.Name, Node: p.Spec.NodeName, Ready: ready, Problem: problem,
 				Findings: findings(p.Annotations[annotationFindings])})
 			ask = append(ask, q)
 		}

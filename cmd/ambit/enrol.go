@@ -8,7 +8,6 @@ const (
 	annotationRedirection = "ambient.istio.io/redirection"
 	annotationSidecar     = "sidecar.istio.io/status"
 	annotationReason      = "ambitmesh.io/redirection-reason"
-	annotationProbers     = "ambitmesh.io/probes-from-any-process"
 
 	modeAmbient = "ambient"
 	modeNone    = "none"

@@ -48,9 +48,6 @@ type component struct {
 	// Unasked says why nobody could ask, which is the caller's trouble and not
 	// the component's.
 	Unasked string `json:"unasked,omitempty"`
-	// Probers says of a node agent why it lets every process of its node in
-	// where probes come in.
-	Probers string `json:"probesFromAnyProcess,omitempty"`
 	// Findings are a node agent's about its node.
 	Findings []finding `json:"findings,omitempty"`
 }
@@ -121,9 +118,6 @@ func judge(f facts) report {
 	}
 	judgeCA(f.CA, &r)
 	if n := overdue(f.Components); n != "" {
-		r.Notes = append(r.Notes, n)
-	}
-	if n := probers(f.Components); n != "" {
 		r.Notes = append(r.Notes, n)
 	}
 	r.Notes = append(r.Notes, nodeNotes(f.Components)...)
@@ -199,29 +193,6 @@ func unasked(cs []component) string {
 		return ""
 	}
 	return fmt.Sprintf("version of %s unknown: %s", count(n, "component", "components"), why)
-}
-
-// probers folds the nodes whose kubelet cannot be told from other processes into
-// one note.
-func probers(cs []component) string {
-	var nodes []string
-	why := ""
-	for _, c := range cs {
-		if c.Probers != "" && c.Part == partAgent && !slices.Contains(nodes, c.Node) {
-			nodes = append(nodes, c.Node)
-			why = cmp.Or(why, c.Probers)
-		}
-	}
-	if len(nodes) == 0 {
-		return ""
-	}
-	slices.Sort(nodes)
-	const most = 3
-	where := strings.Join(nodes[:min(most, len(nodes))], ", ")
-	if more := len(nodes) - most; more > 0 {
-		where += fmt.Sprintf(" and %d more", more)
-	}
-	return fmt.Sprintf("on %s every process of the node can reach the probe ports of captured pods: %s", where, why)
 }
 
 // versions lists the different versions a part answers with.

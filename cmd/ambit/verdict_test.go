@@ -76,9 +76,6 @@ func sound(pods ...corev1.Pod) facts {
 	}
 }
 
-// TestJudge is the whole verdict of ambit status.
-//
-//ambit:feature probe-fallback-process
 func TestJudge(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -145,18 +142,6 @@ func TestJudge(t *testing.T) {
 			f.Components[2].Unasked = "forbidden"
 			return f
 		}, true, "", "version of 1 component unknown: forbidden"},
-		{"a kubelet that cannot be told", func() facts {
-			f := sound()
-			f.Components[4].Probers, f.Components[5].Probers = "no cgroup v2", "no cgroup v2"
-			return f
-		}, true, "", "on node1, node2 every process of the node can reach the probe ports of captured pods: no cgroup v2"},
-		{"many of them", func() facts {
-			f := sound()
-			for _, n := range []string{"node5", "node3", "node4", "node9", "node8"} {
-				f.Components = append(f.Components, component{Part: partAgent, Node: n, Ready: true, Probers: "why"})
-			}
-			return f
-		}, true, "", "on node3, node4, node5 and 2 more every process"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := judge(c.facts())

@@ -61,6 +61,7 @@ func leafOf(t testing.TB, chain []string) *x509.Certificate {
 	return c
 }
 
+//ambit:feature identity-scope identity-clock
 func TestSignGivesTheVerifiedIdentityOnly(t *testing.T) {
 	a := newAuthority(t, RootTTL)
 	chain, err := a.Sign(newCSR(t, "spiffe://cluster.local/ns/kube-system/sa/admin"), web, 0)
@@ -223,6 +224,7 @@ func plugged(t *testing.T) map[string][]byte {
 	}
 }
 
+//ambit:feature identity-plugged-in
 func TestPluggedInAuthority(t *testing.T) {
 	a, err := Load("cacerts", plugged(t))
 	if err != nil {
@@ -248,6 +250,7 @@ func TestPluggedInAuthority(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-secret-damaged
 func TestLoadNamesSecretAndKey(t *testing.T) {
 	other := newAuthority(t, RootTTL).SecretData()
 	cases := []struct {

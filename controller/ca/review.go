@@ -41,6 +41,8 @@ func (c Caller) Account() string { return c.Namespace + "/" + c.ServiceAccount }
 type Reviewer struct {
 	client  kubernetes.Interface
 	podNode func(Caller) (node string, ok bool)
+	// ask reviews a token; a field so that tests have their own time.
+	ask func(ctx context.Context, token string) (c Caller, conclusive bool, err error)
 
 	mu    sync.Mutex
 	known map[[sha256.Size]byte]*review // guarded by mu
@@ -57,7 +59,9 @@ type review struct {
 // NewReviewer asks client; podNode finds the node of a caller's pod as long as
 // that has not ended.
 func NewReviewer(client kubernetes.Interface, podNode func(Caller) (node string, ok bool)) *Reviewer {
-	return &Reviewer{client: client, podNode: podNode, known: make(map[[sha256.Size]byte]*review)}
+	r := &Reviewer{client: client, podNode: podNode, known: make(map[[sha256.Size]byte]*review)}
+	r.ask = r.askAPI
+	return r
 }
 
 // Authenticate says whom the bearer token in ctx's incoming gRPC metadata
@@ -143,8 +147,8 @@ func (r *Reviewer) cached(ctx context.Context, token string) (Caller, error) {
 	return v.caller, v.err
 }
 
-// ask reviews a token; conclusive says that the API server answered.
-func (r *Reviewer) ask(ctx context.Context, token string) (c Caller, conclusive bool, err error) {
+// askAPI reviews a token; conclusive says that the API server answered.
+func (r *Reviewer) askAPI(ctx context.Context, token string) (c Caller, conclusive bool, err error) {
 	answer, err := r.client.AuthenticationV1().TokenReviews().Create(ctx, &authentication.TokenReview{
 		Spec: authentication.TokenReviewSpec{Token: token, Audiences: []string{Audience}},
 	}, meta.CreateOptions{})

@@ -10,6 +10,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -86,6 +88,7 @@ func TestReviewNamesPodAndNode(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-token-review
 func TestReviewRefuses(t *testing.T) {
 	cases := []struct {
 		name, header string
@@ -135,6 +138,8 @@ func TestReviewDoesNotRememberAnAPIServerThatIsAway(t *testing.T) {
 }
 
 // A review counts for a minute, a pod only as long as it is there.
+//
+//ambit:feature identity-token-review
 func TestReviewEndsWithThePod(t *testing.T) {
 	client, calls := apiServer(t, func(string) authentication.TokenReviewStatus { return good() })
 	known := false
@@ -151,4 +156,36 @@ func TestReviewEndsWithThePod(t *testing.T) {
 	if n := calls.Load(); n != 1 {
 		t.Errorf("%d reviews", n)
 	}
+}
+
+// TestReviewCountsForAMinute, and a refusal for a few seconds.
+//
+//ambit:feature identity-token-review
+func TestReviewCountsForAMinute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		var refused error
+		r := NewReviewer(nil, node1)
+		r.ask = func(context.Context, string) (Caller, bool, error) {
+			asked++
+			c, _ := callerOf(new(good()))
+			return c, true, refused
+		}
+		for _, c := range []struct {
+			after   time.Duration
+			refused error
+			asked   int
+		}{
+			{0, nil, 1}, {59 * time.Second, nil, 1},
+			{2 * time.Second, errors.New("revoked"), 2}, // the minute is over: the API server's word counts again
+			{4 * time.Second, nil, 2}, {2 * time.Second, nil, 3},
+		} {
+			time.Sleep(c.after)
+			refused = c.refused
+			_, _ = r.Authenticate(with("Bearer t"))
+			if asked != c.asked {
+				t.Fatalf("after %v: asked %d times, want %d", c.after, asked, c.asked)
+			}
+		}
+	})
 }

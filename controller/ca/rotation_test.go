@@ -27,6 +27,7 @@ func settled(a *Authority) *Record {
 	return &Record{Source: "ambit-ca-secret", Signer: a, Longest: time.Hour}
 }
 
+//ambit:feature identity-root-change identity-root-stalled
 func TestRotationStepByStep(t *testing.T) {
 	old, young := newAuthority(t, RootTTL), newAuthority(t, RootTTL)
 	at := func(d time.Duration, lacking ...string) Situation {
@@ -87,6 +88,7 @@ func TestRotationStepByStep(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-root-change identity-root-abort
 func TestRotationByWay(t *testing.T) {
 	old, young, third := newAuthority(t, RootTTL), newAuthority(t, RootTTL), newAuthority(t, RootTTL)
 	renewed := reissue(t, old)
@@ -181,6 +183,8 @@ func reissue(t *testing.T, a *Authority) *Authority {
 // and renew their certificates when they like, through changes at random
 // moments, and asks the obvious: is every certificate in use of a root that
 // every node trusts?
+//
+//ambit:feature identity-root-change
 func TestNobodyMeetsAStranger(t *testing.T) {
 	const nodes, ttl = 5, 30 * time.Second
 	authorities := make([]*Authority, 4)
@@ -265,6 +269,7 @@ func TestNobodyMeetsAStranger(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-secret-damaged
 func TestDamagedRecordIsNamed(t *testing.T) {
 	r := settled(newAuthority(t, RootTTL)).Step(Situation{Now: began, Wish: wish(newAuthority(t, RootTTL)), Timeout: time.Minute, TTL: time.Hour}).Record
 	for _, c := range []struct{ key, value, want string }{

@@ -20,6 +20,7 @@ import (
 	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
+//ambit:feature identity-scope
 func TestWhoMayHaveWhichIdentity(t *testing.T) {
 	ztunnel := Caller{Namespace: "ambit-system", ServiceAccount: "ztunnel", PodName: "z", PodUID: "u", Node: "node-1"}
 	but := func(change func(*Caller)) Caller {

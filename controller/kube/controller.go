@@ -32,7 +32,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{cfg: cfg, caches: cs, dirty: newDirtySet(), synced: make(chan struct{})}
-	m := newMetrics(cfg.Registerer)
+	m := newMetrics(cfg.Registerer, func() int { return len(cs.services.GetIndexer().ListKeys()) })
 	if c.writer, err = newWriter(&c.cfg, cs, m); err != nil {
 		return nil, err
 	}

@@ -13,6 +13,8 @@ import (
 
 // TestLackingNodes: everybody who may verify a certificate counts, and nobody
 // who gets the roots before he does.
+//
+//ambit:feature identity-root-stalled
 func TestLackingNodes(t *testing.T) {
 	pod := func(name, node string, phase corev1.PodPhase) *corev1.Pod {
 		return &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: "shop", UID: types.UID(name)},

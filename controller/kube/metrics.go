@@ -6,7 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-// metrics of this package; all have the prefix ambit_controller_.
+// metrics of this package; those of our own have the prefix ambit_controller_.
 type metrics struct {
 	batches  prometheus.Histogram
 	keys     prometheus.Counter
@@ -16,7 +16,8 @@ type metrics struct {
 	writes   *prometheus.CounterVec
 }
 
-func newMetrics(r prometheus.Registerer) *metrics {
+// newMetrics registers them; services counts what is known at a scrape.
+func newMetrics(r prometheus.Registerer, services func() int) *metrics {
 	m := &metrics{
 		batches: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "ambit_controller_translate_seconds",
@@ -44,6 +45,9 @@ func newMetrics(r prometheus.Registerer) *metrics {
 			Help: "Writes to the API server.",
 		}, []string{"object", "result"}),
 	}
+	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "pilot_services", Help: "Services known to this replica.",
+	}, func() float64 { return float64(services()) }))
 	r.MustRegister(m.batches, m.keys, m.rejected, m.version, m.leader, m.writes)
 	return m
 }

@@ -133,6 +133,8 @@ func TestCASecretsOutwaitTheAPIServer(t *testing.T) {
 // TestCASecretsAtTheStart: what is in force comes first, then what is plugged
 // in, then the self-signed one; what cannot be used is named, and mended it is
 // taken up; no new root is made while another is in use.
+//
+//ambit:feature identity-secret-damaged identity-plugged-in
 func TestCASecretsAtTheStart(t *testing.T) {
 	inForce, plugged, own := selfSigned(t), selfSigned(t), selfSigned(t)
 	state, err := (&ca.Record{Source: SelfSignedSecret, Signer: inForce, Longest: time.Hour}).SecretData()

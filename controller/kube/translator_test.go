@@ -54,7 +54,7 @@ func newBench(t testing.TB) *translator {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return newTranslator(cfg, cs, newDirtySet(), newMetrics(cfg.Registerer), func(policyVerdict) {})
+	return newTranslator(cfg, cs, newDirtySet(), newMetrics(cfg.Registerer, func() int { return 0 }), func(policyVerdict) {})
 }
 
 func (t *translator) informer(k kind) cache.SharedIndexInformer {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"runtime"
 	"strings"
 	"sync"
 	"syscall"
@@ -66,6 +67,9 @@ type process struct {
 	mu    sync.Mutex
 	lines []string // guarded by mu
 }
+
+// lockThread keeps the calling goroutine's thread for it, to its end.
+func lockThread() { runtime.LockOSThread() }
 
 // startZtunnel starts the program inside the node's namespace. env is added.
 func (n *node) startZtunnel(env []string) *process {
@@ -216,6 +220,10 @@ func (n *node) metric(t testing.TB, name string, parts ...string) float64 {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return sumMetric(body, name, parts...)
+}
+
+func sumMetric(body, name string, parts ...string) float64 {
 	var sum float64
 	for line := range strings.SplitSeq(body, "\n") {
 		if !strings.HasPrefix(line, name+"{") && !strings.HasPrefix(line, name+" ") {

@@ -10,6 +10,8 @@ import (
 
 // TestSilentReplicaIsLeft: requests do not follow one another onto a
 // connection that brought no answer, however much they overlap.
+//
+//ambit:feature identity-replicas
 func TestSilentReplicaIsLeft(t *testing.T) {
 	c := &caller{config: Config{Address: "127.0.0.1:1"}} // connections are made when they are used
 	acquire := func() *sharedConn {

@@ -23,6 +23,7 @@ func trusts(t *testing.T, s *Source, all ...*ca.Authority) []bool {
 	return out
 }
 
+//ambit:feature identity-root-change
 func TestRootsOfBothChannels(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, signer *signer) {
 		old := signer.authority
@@ -75,6 +76,8 @@ func TestRootsOfBothChannels(t *testing.T) {
 
 // TestClockOfTheNode: a certificate that is over by our clock is no answer; the
 // error says what is the matter, and the attempts go on.
+//
+//ambit:feature identity-clock
 func TestClockOfTheNode(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, signer *signer) {
 		stale, err := signer.ask(t.Context(), account("web"))
@@ -97,6 +100,8 @@ func TestClockOfTheNode(t *testing.T) {
 
 // TestClockBehind: what is signed a little in the past can be used where the
 // clock is a little behind; farther behind is said.
+//
+//ambit:feature identity-clock
 func TestClockBehind(t *testing.T) {
 	var said strings.Builder
 	s := New(Config{Logger: slog.New(slog.NewTextHandler(&said, nil))})
@@ -121,6 +126,8 @@ func TestClockBehind(t *testing.T) {
 // TestAttemptsLeaveTimeForOthers: a replica of the CA that never answers costs
 // a part of what is left, not all of it, and it shows that something is wrong
 // while the old certificate is good.
+//
+//ambit:feature identity-ca-away
 func TestAttemptsLeaveTimeForOthers(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, signer *signer) {
 		signer.ttl = 30 * time.Second

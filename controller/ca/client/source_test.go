@@ -128,6 +128,7 @@ func TestOneRequestServesAllWaiters(t *testing.T) {
 	})
 }
 
+//ambit:feature identity-rotation
 func TestRefreshAtHalfOfValidity(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		first, err := s.Certificate(t.Context(), account("web"))
@@ -151,6 +152,7 @@ func TestRefreshAtHalfOfValidity(t *testing.T) {
 	})
 }
 
+//ambit:feature identity-ca-away
 func TestOldCertificateIsKeptWhileTheCAIsAway(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		first, err := s.Certificate(t.Context(), account("web"))
@@ -178,6 +180,7 @@ func TestOldCertificateIsKeptWhileTheCAIsAway(t *testing.T) {
 	})
 }
 
+//ambit:feature identity-ca-away
 func TestBackoffDoublesToItsCap(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		ca.set(status.Error(codes.Unauthenticated, "no enrolled pod"))

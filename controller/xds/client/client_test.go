@@ -123,6 +123,7 @@ func equal(a, b *mesh.Snapshot) bool {
 	return reflect.DeepEqual(x, y)
 }
 
+//ambit:feature controller-reconnect
 func TestStoresStayInStepAcrossOutages(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("lab", func(t *testing.T) {

@@ -69,6 +69,8 @@ func (k *taken) all() string {
 // TestRootsAreHandedOnAndReported: a new root reaches the data plane at once,
 // its having it is known, also after a reconnect and without sending it again;
 // one that is refused is not reported.
+//
+//ambit:feature identity-root-change
 func TestRootsAreHandedOnAndReported(t *testing.T) {
 	trust := newRoots("one")
 	ln := listen(t, "127.0.0.1:0")
@@ -114,6 +116,8 @@ func TestRootsAreHandedOnAndReported(t *testing.T) {
 
 // TestRootsAreNotAskedOfOthers: a control plane that does not know the type is
 // not asked for it.
+//
+//ambit:feature identity-root-foreign
 func TestRootsAreNotAskedOfOthers(t *testing.T) {
 	ln := listen(t, "127.0.0.1:0")
 	c := serve(ln, mesh.NewStore()) // has no roots

@@ -392,6 +392,12 @@ func TestLateAddress(t *testing.T) {
 				in.expect(t, "inbound", p.peer, at(p.late, 8080))
 				in.expect(t, "app", p.peer, at(p.late, 8080))
 				dial(t, c.peer, at(p.late, HBONEPort)).expect(t, "hbone", p.peer, at(p.late, HBONEPort))
+				// Nor does the pod get out from it.
+				out, err := dialFor(t, c.pod, at(p.late, 0), at(p.peer, 8080), netns.SocketOptions{}, patience)
+				if err != nil {
+					t.Fatal(err)
+				}
+				out.expect(t, "outbound", p.late, at(p.peer, 8080))
 			}
 		}
 	})

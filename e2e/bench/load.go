@@ -49,6 +49,8 @@ func load(in io.Reader, out io.Writer) error {
 			held = append(held, more...)
 		case "mix":
 			a.Kinds = mix(o, held)
+		case "attack":
+			err = attack(o)
 		case "release":
 			for _, c := range held {
 				_ = c.Close()

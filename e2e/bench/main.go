@@ -115,7 +115,7 @@ func (c config) runSoak(ctx context.Context) error {
 	if c.soak < leastSoak {
 		return fmt.Errorf("-soak %s: at least %s, or there is nothing to tell a leak from noise", c.soak, leastSoak)
 	}
-	rep, err := runSoak(ctx, c.soak, c.ztunnel, c.alone, func(s string) { fmt.Fprintln(os.Stderr, "soak:", s) })
+	rep, err := runSoak(ctx, c.soak, leastRounds, c.ztunnel, c.alone, func(s string) { fmt.Fprintln(os.Stderr, "soak:", s) })
 	if err != nil {
 		return err
 	}
@@ -123,7 +123,7 @@ func (c config) runSoak(ctx context.Context) error {
 	if err := c.keep("out/soak.json", rep.write); err != nil {
 		return err
 	}
-	if wrong := rep.wrong(); len(wrong) > 0 {
+	if wrong := append(rep.wrong(), rep.unjudged()...); len(wrong) > 0 {
 		if len(rep.Profiles) > 0 {
 			wrong = append(wrong, "profiles: "+strings.Join(rep.Profiles, " "))
 		}
@@ -164,6 +164,7 @@ var groups = []group{
 	{"thousand", (*stage).thousand},
 	{"connections", (*stage).newConnections},
 	{"redirect", (*stage).redirection},
+	{"attack", (*stage).underAttack},
 }
 
 func groupNames() []string {

@@ -217,7 +217,7 @@ func (m *metric) title() string {
 
 func (m *metric) others() string {
 	var out []string
-	for _, v := range []string{noMesh, loopback, spliced, copied, iptables, otherOne} {
+	for _, v := range []string{noMesh, loopback, spliced, copied, iptables, peace, otherOne} {
 		if s, ok := m.Values[v]; ok {
 			out = append(out, v+" "+number(s.Median))
 		}

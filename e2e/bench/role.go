@@ -34,7 +34,7 @@ const (
 
 // order is what a load process is told, answer what it says.
 type order struct {
-	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, bareconnect, barepingpong, hold, mix, release
+	Op    string        // bulkup, bulkdown, pingpong, openloop, connect, bareconnect, barepingpong, hold, mix, release, attack
 	To    string        // address; of mix the host
 	Conns int           // at once
 	Size  int           // bytes of a message
@@ -63,6 +63,10 @@ func role(name string) error {
 			if err := listen(port, serve); err != nil {
 				return err
 			}
+		}
+	case "prey":
+		if err := prey(); err != nil {
+			return err
 		}
 	case "proxy": // NEXT is the address that everything goes on to, SHIFT what the last hop takes off
 		next, last := os.Getenv("NEXT"), os.Getenv("LAST") != ""

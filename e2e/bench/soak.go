@@ -22,6 +22,9 @@ const (
 	soakRounds = 60
 	// leastRound leaves each sort of change room to happen some times.
 	leastRound = 3 * time.Second
+	// leastRounds give the last quarter the samples that a slope needs. A slow
+	// machine soaks for longer than it was told.
+	leastRounds = 40
 	// heldOpen connections last from the beginning to the end.
 	heldOpen = 20
 )
@@ -57,8 +60,9 @@ func (s *soak) book(name string, c counted) {
 	s.counts[name] = all
 }
 
-// runSoak is the whole of it. say is told the progress.
-func runSoak(ctx context.Context, total time.Duration, ztunnel string, alone bool, say func(string)) (rep *soakReport, err error) {
+// runSoak is the whole of it, of some rounds at the least. say is told the
+// progress.
+func runSoak(ctx context.Context, total time.Duration, rounds int, ztunnel string, alone bool, say func(string)) (rep *soakReport, err error) {
 	dir, err := os.MkdirTemp("", "ambit-soak-program-")
 	if err != nil {
 		return nil, err
@@ -83,7 +87,7 @@ func runSoak(ctx context.Context, total time.Duration, ztunnel string, alone boo
 		return nil, err
 	}
 	s.began = time.Now()
-	for n := 1; time.Since(s.began) < total; n++ {
+	for n := 1; n <= rounds || time.Since(s.began) < total; n++ {
 		if err := s.once(ctx); err != nil {
 			return nil, fmt.Errorf("round %d: %w", n, err)
 		}

@@ -22,7 +22,7 @@ func TestSoak(t *testing.T) {
 	if testing.Short() {
 		t.Skip("builds and runs everything once: not in short mode")
 	}
-	rep, err := runSoak(t.Context(), leastRound+time.Second, "", false, func(s string) { t.Log(s) })
+	rep, err := runSoak(t.Context(), 0, 2, "", false, func(s string) { t.Log(s) })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,6 +78,12 @@ func TestSoakFails(t *testing.T) {
 		if strings.Contains(got, not) {
 			t.Errorf("%q is blamed:\n%s", not, got)
 		}
+	}
+	if l := rep.unjudged(); len(l) > 0 {
+		t.Errorf("not judged: %s", l)
+	}
+	if l := (&soakReport{Series: []*series{{Owner: "a", What: "b", Gain: 1}, shown}}).unjudged(); len(l) != 1 {
+		t.Errorf("of one series without samples: %q", l)
 	}
 	if l := s.leaking(rep.Series); !slices.Equal(l, []string{"ztunnel-node-a"}) {
 		t.Errorf("profiles of %v", l)

@@ -39,6 +39,17 @@ func (r *soakReport) wrong() []string {
 	return out
 }
 
+// unjudged lists what a soak was too short to say anything about.
+func (r *soakReport) unjudged() []string {
+	var out []string
+	for _, s := range r.Series {
+		if s.Gain > 0 && !s.Verdict.Judged {
+			out = append(out, fmt.Sprintf("%s of %s: too few samples to judge", s.What, s.Owner))
+		}
+	}
+	return out
+}
+
 func slopes(s *series) string {
 	return fmt.Sprintf("last quarter %+.1f/h, surely above %+.1f/h, allowed %.1f/h", s.Verdict.Quarter.Slope, s.Verdict.Quarter.Low, s.Verdict.Limit)
 }

@@ -31,6 +31,7 @@ type Control struct {
 	mu    sync.Mutex // held for a change
 	store *mesh.Store
 	root  string // file
+	ca    *ca.Authority
 	grpc  *grpc.Server
 	xds   *server.Server
 	done  chan struct{}
@@ -53,7 +54,7 @@ func newControl(ns *netns.NS, root string) (*Control, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Control{store: mesh.NewStore(), root: root, done: make(chan struct{})}
+	c := &Control{store: mesh.NewStore(), root: root, ca: authority, done: make(chan struct{})}
 	log := slog.New(slog.DiscardHandler)
 	c.xds = server.New(server.Config{Store: c.store, Logger: log, Authenticate: func(ctx context.Context) (server.Caller, error) {
 		who, err := caller(ctx)
@@ -73,6 +74,12 @@ func newControl(ns *netns.NS, root string) (*Control, error) {
 		_ = c.grpc.Serve(ln)
 	}()
 	return c, nil
+}
+
+// Issuer is the mesh's signing key, for whoever plays a workload that was taken over.
+func (c *Control) Issuer() (cert, key []byte) {
+	data := c.ca.SecretData()
+	return data["ca-cert.pem"], data["ca-key.pem"]
 }
 
 func (c *Control) stop() {

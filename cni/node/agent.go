@@ -80,6 +80,7 @@ type Redirector interface {
 	Collect(keep func(containerID string) bool) ([]string, error)
 	TrustProxies(cgroups []uint64) error
 	TrustProbers(cgroups []uint64) error
+	Probing(containerID string, ports []uint16) (redirect.Probing, error)
 }
 
 // Validate names every problem at once.

@@ -18,7 +18,6 @@ const (
 	annotationRedirect  = "ambient.istio.io/redirection"
 	annotationReason    = "ambitmesh.io/redirection-reason"
 	annotationOlder     = "ambitmesh.io/older-connections"
-	annotationProbers   = "ambitmesh.io/probes-from-any-process"
 	annotationLimits    = "ambitmesh.io/capture-limits"
 	redirectionEnabled  = "enabled"
 	redirectionPending  = "pending"

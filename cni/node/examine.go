@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -80,7 +81,13 @@ func (j *job) prove(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("capture is not proven: %w", err)
 	}
-	return nil
+	ports := ProbePorts(j.pod)
+	by, err := j.a.cfg.Redirector.Probing(h.containerID, ports)
+	h.open = nil
+	if by == redirect.ProbesBySource {
+		h.open = ports
+	}
+	return err
 }
 
 // limits says on the pod what capture does not promise to it, "" for nothing.
@@ -89,10 +96,21 @@ func (h *held) limits() string {
 	if h.inspected {
 		out = append(out, "inbound capture was inspected, not tried: the node has no way to the pod and no end of its devices, "+h.survey.Kinds())
 	}
+	if len(h.open) > 0 {
+		out = append(out, fmt.Sprintf("probes are told by the node's address alone, so that every process of the node can dial ports %s: none of its frames can be stamped on the node's side, %s", ports(h.open), h.survey.Kinds()))
+	}
 	if kinds := h.survey.Untested(); len(kinds) > 0 {
 		out = append(out, "devices of a kind that Ambit has not been tested with: "+strings.Join(kinds, ", "))
 	}
 	return strings.Join(out, "; ")
+}
+
+func ports(list []uint16) string {
+	var out []string
+	for _, p := range list {
+		out = append(out, strconv.Itoa(int(p)))
+	}
+	return strings.Join(out, ", ")
 }
 
 // ownStack says why the runtime class of a pod that is being made is one whose

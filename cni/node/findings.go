@@ -34,6 +34,7 @@ const (
 	findingClsact    = "clsact"         // no tcx: a pod with CAP_NET_ADMIN can end its capture
 	findingMark      = "forgeable-mark" // proxies are not told by their cgroup
 	findingNoRuntime = "no-runtime"     // running pods cannot be found
+	findingProbes    = "open-probes"    // the kubelet is not told by its cgroup
 )
 
 const (
@@ -93,6 +94,9 @@ func (a *Agent) find(ctx context.Context) []Finding {
 	}
 	if !a.proxies.checking() {
 		say(findingMark, "the proxy's mark alone tells its connections: a process with CAP_NET_RAW can forge it and leave the mesh (cgroup v2 is not in use for containers)")
+	}
+	if why := a.kubelet.open(); why != "" {
+		say(findingProbes, "every process of the node can reach the probe ports of captured pods: %s", why)
 	}
 	if err := a.askRuntime(ctx); err != nil && ctx.Err() == nil {
 		say(findingNoRuntime, "pods that run already cannot be captured, only those that start: %v", err)

@@ -13,7 +13,7 @@ import (
 // What is true of the whole node is on the agent's own pod, and goes when it is
 // not true any more. The socket balancer itself is tried in cni/redirect.
 //
-//ambit:feature cni-findings
+//ambit:feature cni-findings probe-fallback-process
 func TestFindingsAreOnTheAgentsPod(t *testing.T) {
 	b := newBench(t)
 	b.cfg.Pod, b.cfg.Clsact, b.cfg.Service = "agent-1", true, netip.MustParseAddrPort("10.96.0.1:443")
@@ -45,6 +45,9 @@ func TestFindingsAreOnTheAgentsPod(t *testing.T) {
 	}
 	if got := slices.Contains(codes(), findingMark); got == a.proxies.checking() {
 		t.Errorf("mark alone %v, cgroups checked %v", got, a.proxies.checking())
+	}
+	if !slices.Contains(codes(), findingProbes) {
+		t.Error("no kubelet was found, and nothing is said")
 	}
 	stop()
 

@@ -3,7 +3,6 @@ package node
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -27,19 +26,17 @@ const DefaultKubeletPort = 10250
 // is away a pod in the node's network could have the port. Where its cgroup says
 // nothing, every process of the node passes for the kubelet.
 type kubelet struct {
-	port      uint16                              // immutable
-	listeners func() ([]netns.Socket, error)      // immutable: of the node
-	find      func(inode uint32) []int            // immutable: processes that have the socket
-	open      func(pid int) (*process, error)     // immutable
-	podOf     func(pid int) string                // immutable: "" unless it is in a known pod's cgroup
-	trust     func(ids []uint64) error            // immutable: tells the pods there are
-	say       func(context.Context, string) error // immutable: puts it where ambit status looks
-	changed   func(context.Context)               // immutable: ids are to be kept for the next agent
-	log       *slog.Logger                        // immutable
-	self      func() (uint64, error)              // immutable: the agent's own cgroup
+	port      uint16                          // immutable
+	listeners func() ([]netns.Socket, error)  // immutable: of the node
+	find      func(inode uint32) []int        // immutable: processes that have the socket
+	follow    func(pid int) (*process, error) // immutable
+	podOf     func(pid int) string            // immutable: "" unless it is in a known pod's cgroup
+	trust     func(ids []uint64) error        // immutable: tells the pods there are
+	changed   func(context.Context)           // immutable: ids are to be kept for the next agent
+	log       *slog.Logger                    // immutable
+	self      func() (uint64, error)          // immutable: the agent's own cgroup
 
 	seen []*process // owned by begin, then by run: those the ids are of
-	said *string    // owned by run: what say was last told; nil before
 
 	// mu is held for reading while a pod is made to know the ids, so that none
 	// is left out of a pod that is being set up.
@@ -113,7 +110,7 @@ func (k *kubelet) look() (ids []uint64, why string, none bool, err error) {
 			if slices.ContainsFunc(found, func(c candidate) bool { return c.pid == pid }) {
 				continue
 			}
-			p, err := k.open(pid)
+			p, err := k.follow(pid)
 			if err != nil {
 				continue // it has just ended
 			}
@@ -203,7 +200,6 @@ func (k *kubelet) step(ctx context.Context) time.Duration {
 	told := k.why == ""
 	k.mu.RUnlock()
 	if told && k.same() {
-		k.tellStatus(ctx, "")
 		return kubeletLook
 	}
 	ids, why, none, err := k.look()
@@ -219,7 +215,6 @@ func (k *kubelet) step(ctx context.Context) time.Duration {
 		k.forget() // so that it is tried again
 		return kubeletLook
 	}
-	k.tellStatus(ctx, why)
 	switch {
 	case none:
 		return kubeletLook
@@ -247,17 +242,11 @@ func (k *kubelet) set(ctx context.Context, ids []uint64, why string) error {
 	return err
 }
 
-func (k *kubelet) tellStatus(ctx context.Context, why string) {
-	if k.said != nil && *k.said == why {
-		return
-	}
-	if err := k.say(ctx, why); err != nil {
-		if ctx.Err() == nil {
-			k.log.Warn("cannot say on the agent's pod who may probe", "err", err)
-		}
-		return
-	}
-	k.said = &why
+// open says why every process of the node passes for the kubelet, "" when none does.
+func (k *kubelet) open() string {
+	k.mu.RLock()
+	defer k.mu.RUnlock()
+	return k.why
 }
 
 // with runs do with what a pod is to know; none lets every process of the node in.
@@ -280,10 +269,9 @@ func (a *Agent) newKubelet() *kubelet {
 		port:      cmp.Or(a.cfg.KubeletPort, DefaultKubeletPort),
 		listeners: a.cfg.Host.Listeners,
 		find:      func(inode uint32) []int { return holders("/proc", inode) },
-		open:      func(pid int) (*process, error) { return openProcess(pid, a.cfg.HostRoot.cgroupOf) },
+		follow:    func(pid int) (*process, error) { return openProcess(pid, a.cfg.HostRoot.cgroupOf) },
 		podOf:     a.podOf,
 		trust:     a.cfg.Redirector.TrustProbers,
-		say:       a.sayProbers,
 		changed:   func(ctx context.Context) { a.tell(ctx, event{changed: ""}) }, // which has the intent file written
 		self: func() (uint64, error) {
 			p, err := openProcess(os.Getpid(), a.cfg.HostRoot.cgroupOf)
@@ -311,17 +299,4 @@ func (a *Agent) podOf(pid int) string {
 		return podName(p)
 	}
 	return "" // a pod around the whole node, as with kind inside a pod
-}
-
-// sayProbers writes on the agent's own pod, which every user of ambit status
-// can read, that the kubelet cannot be told; "" takes it away.
-func (a *Agent) sayProbers(ctx context.Context, why string) error {
-	if a.cfg.Pod == "" {
-		return nil
-	}
-	p := a.kube.named(a.cfg.Rules.OwnNamespace, a.cfg.Pod)
-	if p == nil {
-		return errors.New("the agent's pod is not known on this node")
-	}
-	return a.kube.annotate(ctx, p, map[string]string{annotationProbers: why})
 }

@@ -154,12 +154,11 @@ func TestKubeletIsFollowed(t *testing.T) {
 	host := newNS(t)
 	told := &pods{}
 	pod := map[int]bool{}
-	var said []string
 	changes := 0
 	k := &kubelet{
 		port: DefaultKubeletPort, listeners: host.Listeners,
-		find: func(inode uint32) []int { return holders("/proc", inode) },
-		open: func(pid int) (*process, error) { return openProcess(pid, HostRoot("/").cgroupOf) },
+		find:   func(inode uint32) []int { return holders("/proc", inode) },
+		follow: func(pid int) (*process, error) { return openProcess(pid, HostRoot("/").cgroupOf) },
 		podOf: func(pid int) string {
 			if pod[pid] {
 				return "demo/thief"
@@ -167,7 +166,6 @@ func TestKubeletIsFollowed(t *testing.T) {
 			return ""
 		},
 		trust: told.trust, changed: func(context.Context) { changes++ },
-		say:  func(_ context.Context, why string) error { said = append(said, why); return nil },
 		self: func() (uint64, error) { return 1 << 40, nil },
 		log:  slog.New(slog.DiscardHandler),
 	}
@@ -193,14 +191,14 @@ func TestKubeletIsFollowed(t *testing.T) {
 	want("kubelet away, known from before", "c")
 	k.begin(nil)
 	want("no kubelet ever seen")
-	if !strings.Contains(k.why, "no kubelet listens on port 10250") || said[len(said)-1] != k.why {
-		t.Errorf("said %q: %v", k.why, said)
+	if why := k.open(); !strings.Contains(why, "no kubelet listens on port 10250") {
+		t.Errorf("said %q", why)
 	}
 
 	first := startKubelet(t, host, groups["a"], 0)
 	want("kubelet started", "a")
-	if said[len(said)-1] != "" {
-		t.Errorf("the kubelet is told, and status is still %q", said)
+	if why := k.open(); why != "" {
+		t.Errorf("the kubelet is told, and status is still %q", why)
 	}
 	n := len(told.told)
 	for range 3 {

@@ -41,6 +41,7 @@ type held struct {
 
 	survey    redirect.Survey // how the pod is connected, as last seen
 	inspected bool            // inbound capture could not be tried, only compared
+	open      []uint16        // ports at which every process of the node passes for the kubelet
 
 	drained bool     // un-enrolment had begun: connections were made past the mesh
 	counted bool     // older is known

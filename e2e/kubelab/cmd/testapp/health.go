@@ -30,6 +30,7 @@ func newConditions(tcp *echoes) *conditions {
 
 func (c *conditions) handle(mux *http.ServeMux) {
 	mux.HandleFunc("/health/{name}", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Println("probe", r.PathValue("name"), "from", r.RemoteAddr)
 		c.mu.Lock()
 		defer c.mu.Unlock()
 		if c.bad[r.PathValue("name")] {
@@ -78,7 +79,12 @@ func (c *conditions) serveGRPC(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
-	s := grpc.NewServer()
+	s := grpc.NewServer(grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+		if q, ok := req.(*healthpb.HealthCheckRequest); ok {
+			fmt.Println("probe grpc", q.GetService())
+		}
+		return handle(ctx, req)
+	}))
 	healthpb.RegisterHealthServer(s, c.grpc)
 	context.AfterFunc(ctx, s.Stop)
 	fmt.Println("grpc health on", address)

@@ -18,7 +18,8 @@ import (
 	"time"
 )
 
-const usage = `testapp [serve] [-http :8080] [-tcp :9090]   http and tcp echo servers (the default)
+const usage = `testapp [serve] [-http :8080] [-tcp :9090] [-grpc :9091]
+                                             http and tcp echo servers (the default), grpc health
 testapp get [-n 1] [-every 0s] [-timeout 5s] [-keep] [-H k:v] [-d body] [-mark 0] URL
                                              GET (POST with -d); a line per answer, exit 1 at a failure
 testapp connect [-hold 0s] [-send text] [-every 1s] [-timeout 5s] HOST:PORT
@@ -56,6 +57,7 @@ func serve(ctx context.Context, args []string) error {
 	f := flag.NewFlagSet("serve", flag.ExitOnError)
 	httpAddr := f.String("http", ":8080", "http address, empty for none")
 	tcpAddr := f.String("tcp", ":9090", "tcp echo address, empty for none")
+	grpcAddr := f.String("grpc", "", "grpc health address, empty for none")
 	readyAfter := f.Duration("ready-after", 0, "/ready fails until then")
 	_ = f.Parse(args)
 	began := time.Now()
@@ -107,29 +109,25 @@ func serve(ctx context.Context, args []string) error {
 		case <-r.Context().Done():
 		}
 	})
-	failed := make(chan error, 2)
+	failed := make(chan error, 3)
+	var tcp *echoes
+	if *tcpAddr != "" {
+		tcp = &echoes{address: *tcpAddr, failed: failed}
+	}
+	state := newConditions(tcp)
+	state.handle(mux)
 	if *httpAddr != "" {
 		s := &http.Server{Addr: *httpAddr, Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 		go func() { failed <- s.ListenAndServe() }()
 		fmt.Println("http echo on", *httpAddr, "as", host)
 	}
-	if *tcpAddr != "" {
-		l, err := net.Listen("tcp", *tcpAddr)
-		if err != nil {
+	if tcp != nil {
+		if err := tcp.open(); err != nil {
 			return err
 		}
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					failed <- err
-					return
-				}
-				fmt.Println("tcp client", c.RemoteAddr())
-				go func() { defer c.Close(); _, _ = io.Copy(c, c) }()
-			}
-		}()
-		fmt.Println("tcp echo on", *tcpAddr)
+	}
+	if *grpcAddr != "" {
+		go func() { failed <- state.serveGRPC(ctx, *grpcAddr) }()
 	}
 	select {
 	case err := <-failed:

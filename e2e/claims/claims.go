@@ -49,8 +49,9 @@ func References(cell string) ([]Test, error) {
 const (
 	// Features is the table of behaviours.
 	Features = "docs/features.md"
-	// Threats has controls, and more tables that claim nothing.
-	Threats = "docs/threat-model.md"
+	// Threats has a section of controls, and more tables that claim nothing.
+	Threats  = "docs/threat-model.md"
+	Controls = "Controls"
 )
 
 // Read reads both documents of the repository at root.
@@ -103,12 +104,12 @@ func readControls(root string) ([]Claim, error) {
 	}
 	var out []Claim
 	var errs []error
-	for _, row := range Rows(string(b), "Controls") {
+	for _, row := range Rows(string(b), Controls) {
 		tests, err := References(row[len(row)-1])
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %q: %w", Threats, row[0], err))
 		}
-		out = append(out, Claim{Threats, "Controls", row[0], tests})
+		out = append(out, Claim{Threats, Controls, row[0], tests})
 	}
 	return out, errors.Join(errs...)
 }

@@ -90,14 +90,48 @@ func printed(name string) string {
 	return b.String()
 }
 
-// unproven are the rows whose tests do not all show what they claim, a line each.
-func unproven(rows []claims.Claim, o outcomes) []string {
-	var out []string
+// gap is a test that does not show what a row claims.
+type gap struct {
+	row  claims.Claim
+	test claims.Test
+	why  string
+}
+
+func gaps(rows []claims.Claim, o outcomes) []gap {
+	var out []gap
 	for _, c := range rows {
 		for _, t := range c.Tests {
 			if why := o.why(t); why != "" {
-				out = append(out, fmt.Sprintf("%s: %s %s", c, t, why))
+				out = append(out, gap{c, t, why})
 			}
+		}
+	}
+	return out
+}
+
+// brief is a line for each section with gaps: of a part of the layers most rows
+// are unproven, and nobody is to blame.
+func brief(w io.Writer, missing []gap) {
+	for _, section := range sections(missing) {
+		var ids []string
+		for _, g := range missing {
+			if g.row.Section == section && !slices.Contains(ids, g.row.ID) {
+				ids = append(ids, g.row.ID)
+			}
+		}
+		list := strings.Join(ids, ", ")
+		if section == claims.Controls {
+			list = fmt.Sprintf("%d rows of %s", len(ids), claims.Threats) // their ids are sentences
+		}
+		fmt.Fprintf(w, "unproven %s: %s\n", section, list)
+	}
+}
+
+func sections(missing []gap) []string {
+	var out []string
+	for _, g := range missing {
+		if !slices.Contains(out, g.row.Section) {
+			out = append(out, g.row.Section)
 		}
 	}
 	return out
@@ -115,20 +149,18 @@ func prove(w io.Writer, rows []claims.Claim, rs []result, chosen, ci bool) bool 
 			left = append(left, r.layer)
 		}
 	}
-	missing := unproven(rows, o)
+	missing := gaps(rows, o)
 	ok := true
 	switch {
 	case ci && !chosen && len(left) > 0:
 		fmt.Fprintf(w, "FAILED   left out in CI: %s\n", strings.Join(left, ", "))
 		ok = false
 	case chosen || len(left) > 0:
-		for _, m := range missing {
-			fmt.Fprintf(w, "unproven %s\n", m)
-		}
+		brief(w, missing)
 		return true
 	}
-	for _, m := range missing {
-		fmt.Fprintf(w, "UNPROVEN %s\n", m)
+	for _, g := range missing {
+		fmt.Fprintf(w, "UNPROVEN %s: %s %s\n", g.row, g.test, g.why)
 		ok = false
 	}
 	if ok {

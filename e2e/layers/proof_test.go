@@ -91,9 +91,9 @@ func TestProve(t *testing.T) {
 		{"all proven", []claims.Claim{good}, all, false, false, true, "proven   1 rows"},
 		{"one was skipped", []claims.Claim{good, root}, all, false, false, false, "UNPROVEN docs/features.md: traffic-root: a.TestRoot was skipped"},
 		{"one was skipped, in CI", []claims.Claim{good, root}, all, false, true, false, "UNPROVEN docs/features.md: traffic-root: a.TestRoot was skipped"},
-		{"a layer could not run", []claims.Claim{good, root}, part, false, false, true, "unproven docs/features.md: traffic-root: a.TestRoot was skipped"},
+		{"a layer could not run", []claims.Claim{good, root}, part, false, false, true, "unproven Traffic: traffic-root\n"},
 		{"a layer could not run, in CI", []claims.Claim{good}, part, false, true, false, "left out in CI: netns"},
-		{"some layers were chosen", []claims.Claim{good, root}, all, true, true, true, "unproven docs/features.md: traffic-root"},
+		{"some layers were chosen", []claims.Claim{good, root}, all, true, true, true, "unproven Traffic: traffic-root\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var b bytes.Buffer

@@ -428,6 +428,10 @@ func TestSandboxes(t *testing.T) {
 	if got := b.pinned(); !slices.Equal(got, []string{"first"}) {
 		t.Fatalf("pins %v", got)
 	}
+	// The API server still has the first one's address, which nobody has any more.
+	p.Status.PodIPs = []corev1.PodIP{{IP: first.addr.String()}}
+	b.api.put("pods", p)
+	b.address(first, netlink.AddrDel)
 	second := b.sandbox("second")
 	b.add(p, second)
 	if r := b.call(enroll.Del, p, first); r.Outcome != enroll.Done {

@@ -32,6 +32,7 @@ type held struct {
 	ns          *netns.NS
 	cookie      uint64
 	addrs       addrs
+	strange     addrs // the API server's, but on no device: those of an earlier sandbox
 	listeners   *redirect.Listeners
 	sockets     []enroll.IntendedSocket
 
@@ -58,7 +59,7 @@ func (h *held) outdated(s sandbox, now addrs) bool {
 	if s.id != "" && s.id != h.containerID {
 		return true
 	}
-	return slices.ContainsFunc(now, func(a netip.Addr) bool { return !slices.Contains(h.addrs, a) })
+	return slices.ContainsFunc(now, func(a netip.Addr) bool { return !slices.Contains(h.addrs, a) && !slices.Contains(h.strange, a) })
 }
 
 func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
@@ -361,22 +362,20 @@ func (j *job) locate(ctx context.Context) error {
 		}
 		want = found
 	}
-	now := want.addrs
-	for _, a := range podAddrs(j.pod) {
-		if !slices.Contains(now, a) {
-			now = append(slices.Clone(now), a)
-		}
-	}
-	if j.held != nil && (want.id == "" || want.id == j.held.containerID) {
-		if j.held.outdated(sandbox{}, now) {
-			// Another address: programs and listeners are made to know it.
-			j.held.addrs = now
-			j.held.set, j.held.proven = false, false
+	if h := j.held; h != nil && (want.id == "" || want.id == h.containerID) {
+		if len(h.strange) > 0 || h.outdated(sandbox{}, podAddrs(j.pod)) {
+			now, strange, err := j.addresses(h.ns, h.addrs)
+			if err != nil {
+				return err
+			}
+			h.strange = strange
+			if len(now) > len(h.addrs) {
+				// Another address: programs and listeners are made to know it.
+				h.addrs = now
+				h.set, h.proven = false, false
+			}
 		}
 		return nil
-	}
-	if len(now) == 0 {
-		return errors.New("the pod has no address yet")
 	}
 	ns, err := j.a.cfg.HostRoot.Netns(want.netns)
 	if err != nil {
@@ -391,6 +390,14 @@ func (j *job) locate(ctx context.Context) error {
 		ns.Close()
 		return &refusal{"its sandbox is in the node's network namespace"}
 	}
+	now, strange, err := j.addresses(ns, want.addrs)
+	if err == nil && len(now) == 0 {
+		err = errors.New("the pod has no address yet")
+	}
+	if err != nil {
+		ns.Close()
+		return err
+	}
 	if j.held != nil {
 		// The pod has a new sandbox; the old one's namespace is going away.
 		if err := j.forgetHeld(ctx, false); err != nil {
@@ -398,8 +405,32 @@ func (j *job) locate(ctx context.Context) error {
 			return err
 		}
 	}
-	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now}
+	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now, strange: strange}
 	return nil
+}
+
+// addresses are those of a sandbox: what is known of it, and what the API server
+// says if it can be true. While a pod gets another sandbox the API server has the
+// addresses of the former one, at which nobody answers any more.
+func (j *job) addresses(ns *netns.NS, known addrs) (now, strange addrs, err error) {
+	now = slices.Clone(known)
+	for _, a := range podAddrs(j.pod) {
+		if slices.Contains(now, a) {
+			continue
+		}
+		if len(known) > 0 {
+			s, err := redirect.Look(nil, ns)
+			if err != nil {
+				return nil, nil, err
+			}
+			if !slices.Contains(s.Addrs, a) {
+				strange = append(strange, a)
+				continue
+			}
+		}
+		now = append(now, a)
+	}
+	return now, strange, nil
 }
 
 // ask finds the sandbox of a pod that was there before the agent.

@@ -26,17 +26,23 @@ const DefaultKubeletPort = 10250
 // is away a pod in the node's network could have the port. Where its cgroup says
 // nothing, every process of the node passes for the kubelet.
 type kubelet struct {
-	port      uint16                          // immutable
-	listeners func() ([]netns.Socket, error)  // immutable: of the node
-	find      func(inode uint32) []int        // immutable: processes that have the socket
-	follow    func(pid int) (*process, error) // immutable
-	podOf     func(pid int) string            // immutable: "" unless it is in a known pod's cgroup
-	trust     func(ids []uint64) error        // immutable: tells the pods there are
-	changed   func(context.Context)           // immutable: ids are to be kept for the next agent
-	log       *slog.Logger                    // immutable
-	self      func() (uint64, error)          // immutable: the agent's own cgroup
+	port      uint16                              // immutable
+	listeners func() ([]netns.Socket, error)      // immutable: of the node
+	find      func(inode uint32) []int            // immutable: processes that have the socket
+	follow    func(pid int) (*process, error)     // immutable
+	podOf     func(pid int) string                // immutable: "" unless it is in a known pod's cgroup
+	folder    func(pid int) (string, error)       // immutable: of its cgroup
+	idOf      func(folder string) (uint64, error) // immutable
+	trust     func(ids []uint64) error            // immutable: tells the pods there are
+	changed   func(context.Context)               // immutable: ids are to be kept for the next agent
+	log       *slog.Logger                        // immutable
+	self      func() (uint64, error)              // immutable: the agent's own cgroup
 
 	seen []*process // owned by begin, then by run: those the ids are of
+
+	// folders of the cgroups that were found last; owned like seen. A unit gets
+	// a new cgroup of the same name at every start, before its process runs.
+	folders []string
 
 	// mu is held for reading while a pod is made to know the ids, so that none
 	// is left out of a pod that is being set up.
@@ -47,7 +53,7 @@ type kubelet struct {
 
 const (
 	kubeletLook  = time.Second            // is it the same process in the same cgroup?
-	kubeletAway  = 200 * time.Millisecond // it ended, the next one will come and probe soon
+	kubeletAway  = 100 * time.Millisecond // it ended, the next one will come and probe soon
 	kubeletAgain = 10 * time.Second       // it is there and cannot be told
 )
 
@@ -130,7 +136,27 @@ func (k *kubelet) look() (ids []uint64, why string, none bool, err error) {
 		own = 0 // that of no process: a kubelet with a cgroup of its own can be told all the same
 	}
 	ids, why, none = tell(k.port, found, own)
+	if len(ids) > 0 {
+		k.folders = nil
+		for _, p := range k.seen {
+			if dir, err := k.folder(p.pid); err == nil && slices.Contains(ids, p.last) {
+				k.folders = append(k.folders, dir)
+			}
+		}
+	}
 	return ids, why, none, nil
+}
+
+// coming is what has the kubelet's place while nobody listens yet: cgroups that
+// were made anew where its own was. Only root can make them there.
+func (k *kubelet) coming() []uint64 {
+	ids := k.list()
+	for _, dir := range k.folders {
+		if id, err := k.idOf(dir); err == nil && id != rootCgroup && !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 // same reports whether the processes that were found are there and where they were.
@@ -208,7 +234,12 @@ func (k *kubelet) step(ctx context.Context) time.Duration {
 		k.log.Warn("cannot look for the kubelet", "err", err)
 		return kubeletLook
 	case none && told:
-		return kubeletAway // without a kubelet there is nothing to let in
+		// Without a kubelet there is nothing to let in; the next one may have
+		// pods to probe as soon as it listens.
+		if err := k.set(ctx, k.coming(), ""); err != nil {
+			k.log.Error("captured pods do not know the kubelet that starts now", "err", err)
+		}
+		return kubeletAway
 	}
 	if err := k.set(ctx, ids, why); err != nil {
 		k.log.Error("captured pods do not know the kubelet that runs now", "err", err)
@@ -271,6 +302,8 @@ func (a *Agent) newKubelet() *kubelet {
 		find:      func(inode uint32) []int { return holders("/proc", inode) },
 		follow:    func(pid int) (*process, error) { return openProcess(pid, a.cfg.HostRoot.cgroupOf) },
 		podOf:     a.podOf,
+		folder:    a.cfg.HostRoot.cgroupPath,
+		idOf:      a.cfg.HostRoot.cgroupID,
 		trust:     a.cfg.Redirector.TrustProbers,
 		changed:   func(ctx context.Context) { a.tell(ctx, event{changed: ""}) }, // which has the intent file written
 		self: func() (uint64, error) {

@@ -140,6 +140,31 @@ func cgroupOfTest(t *testing.T, name string) (*os.File, uint64) {
 	return f, st.Ino
 }
 
+// again makes a cgroup anew, under the same name.
+func again(t *testing.T, dir string) (*os.File, uint64) {
+	t.Helper()
+	err := unix.Rmdir(dir)
+	for end := time.Now().Add(patience); err != nil && time.Now().Before(end); {
+		err = unix.Rmdir(dir)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		t.Fatal(err)
+	}
+	return f, st.Ino
+}
+
 // TestKubeletIsFollowed runs processes that have the kubelet's port, in real
 // cgroups, through what a node sees: restarts, moves, and somebody else who
 // takes the port while the kubelet is away.
@@ -165,6 +190,7 @@ func TestKubeletIsFollowed(t *testing.T) {
 			}
 			return ""
 		},
+		folder: HostRoot("/").cgroupPath, idOf: HostRoot("/").cgroupID,
 		trust: told.trust, changed: func(context.Context) { changes++ },
 		self: func() (uint64, error) { return 1 << 40, nil },
 		log:  slog.New(slog.DiscardHandler),
@@ -226,6 +252,18 @@ func TestKubeletIsFollowed(t *testing.T) {
 	thief.stop()
 	second := startKubelet(t, host, groups["c"], 0)
 	want("kubelet is back in a new cgroup", "c")
+
+	// Its unit is started again: the cgroup is there before anybody listens.
+	second.stop()
+	want("kubelet ended again", "c")
+	before := ids["c"]
+	groups["c"], ids["c"] = again(t, groups["c"].Name())
+	k.step(ctx)
+	if got := k.list(); !slices.Equal(got, []uint64{before, ids["c"]}) {
+		t.Fatalf("probes from %v while the kubelet starts, want those of the old %d and of the new %d", got, before, ids["c"])
+	}
+	second = startKubelet(t, host, groups["c"], 0)
+	want("kubelet of a unit is back", "c")
 
 	// Pods that could not be told are told again.
 	second.stop()

@@ -196,18 +196,27 @@ func makers(ns *netns.NS, sockets []enroll.IntendedSocket) ([]uint64, error) {
 // cgroupOf is the cgroup v2 id of a process: the inode of its folder on the
 // node's cgroup2 mount, wherever that is.
 func (r HostRoot) cgroupOf(pid int) (uint64, error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	dir, err := r.cgroupPath(pid)
 	if err != nil {
 		return 0, err
+	}
+	return r.cgroupID(dir)
+}
+
+// cgroupPath is the folder of a process's cgroup on the node.
+func (r HostRoot) cgroupPath(pid int) (string, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if err != nil {
+		return "", err
 	}
 	mounts, err := os.ReadFile(r.mountinfo())
 	if err != nil {
-		return 0, err
+		return "", err
 	}
-	dir, err := cgroupDir(string(b), string(mounts))
-	if err != nil {
-		return 0, err
-	}
+	return cgroupDir(string(b), string(mounts))
+}
+
+func (r HostRoot) cgroupID(dir string) (uint64, error) {
 	f, err := r.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
 		return 0, err

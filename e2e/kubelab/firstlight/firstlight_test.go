@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 // its tests run side by side, each in its own namespace; the others break
 // something of the mesh and run one after the other.
 //
-//ambit:feature policy-older-destroyed policy-older-probes unenrol-drain
+//ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
@@ -29,6 +29,7 @@ func TestFirstLight(t *testing.T) {
 			"a policy refuses with a reason":                     policyDenies,
 			"STRICT refuses an un-meshed client":                 strict,
 			"a policy that cannot be honoured says which field":  badPolicy,
+			"probes of every kind":                               probesOfEveryKind,
 			"every kind of service reaches a meshed pod":         services,
 			"a forged mark does not leave the mesh":              forgedMark,
 			"the agent's socket is not for other pods":           foreignSocket,
@@ -48,6 +49,7 @@ func TestFirstLight(t *testing.T) {
 		{"ztunnel killed", ztunnelKilled},
 		{"node agent killed", agentKilled},
 		{"ztunnel and node agent killed together", bothKilled},
+		{"probes through restarts", probesThroughRestarts},
 		{"components rolled out", rolledOut},
 		{"controller away", controllerAway},
 		{"CA Secret missing", secretMissing},

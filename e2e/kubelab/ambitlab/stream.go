@@ -10,10 +10,11 @@ import (
 
 // Stream is a connection that a pod holds open and sends on all the time.
 type Stream struct {
-	s      *Space
-	cancel context.CancelFunc
-	done   chan struct{}
-	err    error // owned by the goroutine until done is closed
+	s         *Space
+	pod, word string
+	cancel    context.CancelFunc
+	done      chan struct{}
+	err       error // owned by the goroutine until done is closed
 
 	mu     sync.Mutex
 	echoes int          // guarded by mu
@@ -24,7 +25,7 @@ type Stream struct {
 func (s *Space) Hold(pod, address, word string) *Stream {
 	s.t.Helper()
 	ctx, cancel := context.WithCancel(s.t.Context())
-	h := &Stream{s: s, cancel: cancel, done: make(chan struct{})}
+	h := &Stream{s: s, pod: pod, word: word, cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(h.done)
 		h.err = s.Exec(ctx, pod, counter{h, nil}, counter{h, &h.errs}, "testapp", "connect", "-hold", "1h", "-every", "100ms", "-timeout", "30s", "-send", word, address)
@@ -68,6 +69,15 @@ func (h *Stream) GoesOn(when string) {
 		}
 		return fmt.Sprintf("%d echoes", h.count()), h.count() >= want
 	})
+}
+
+// Close ends it, by ending the program: that goes on when nobody listens to it
+// any more.
+func (h *Stream) Close() {
+	h.s.t.Helper()
+	h.s.OnNode(h.s.t, h.s.Now(h.pod).Spec.NodeName,
+		`for d in /proc/[0-9]*; do tr '\0' ' ' 2>/dev/null <$d/cmdline | grep -q "^testapp .*`+h.word+`" && kill ${d#/proc/}; done; true`)
+	<-h.done
 }
 
 // Done is closed when the connection has ended.

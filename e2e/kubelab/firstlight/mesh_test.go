@@ -1,9 +1,11 @@
 package firstlight
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -117,25 +119,89 @@ func ownLabel(t *testing.T, l *ambitlab.Lab) {
 	}
 }
 
-// unlabel: new connections go direct, and no request fails on the way there.
+// unlabel: new connections go direct, no request fails on the way there, and an
+// open connection of any kind goes on until it ends by itself. Then the pods
+// leave.
 func unlabel(t *testing.T, l *ambitlab.Lab) {
-	s := l.Space(t, ambitlab.Ambient)
+	s := l.Space(t, nil)
 	s.Pair()
+	out := l.SpaceNamed(t, s.Name+"-plain", nil)
+	out.Pair()
+	s.Works("client", "http://server/")
+	out.Works("client", "http://server."+s.Name+"/")
+	s.Works("client", "http://server."+out.Name+"/")
+	older := s.Hold("client", "server:9090", ambitlab.Token("older"))
+	s.Mode("ambient")
+	s.Captured("client", "server", "client-beside")
 	s.Meshed("client", "server")
 	inside := ambitlab.Token("inside")
-	open := s.Hold("client", "server:9090", inside)
+	open := map[string]*ambitlab.Stream{
+		"between nodes":         s.Hold("client", "server:9090", inside),
+		"on one node":           s.Hold("client-beside", "server:9090", ambitlab.Token("beside")),
+		"from outside the mesh": out.Hold("client", "server."+s.Name+":9090", ambitlab.Token("in")),
+		"to outside the mesh":   s.Hold("client", "server."+out.Name+":9090", ambitlab.Token("out")),
+		"older than the label":  older,
+	}
+	s.Pod("client-calls", "node1", nil, "get", "-n", "0", "-every", "50ms", "-timeout", "20s", "-carry-on", "http://server/")
+	calls := func(when string) {
+		t.Helper()
+		answers := func() int {
+			log := l.Kubectl(t, "logs", "-n", s.Name, "client-calls")
+			for line := range strings.Lines(log) {
+				if strings.HasPrefix(line, "failed") {
+					t.Fatalf("a request failed %s: %s", when, line)
+				}
+			}
+			return strings.Count(log, "\n200 ")
+		}
+		before := answers()
+		ambitlab.Until(t, "requests to be answered "+when, func() (string, bool) {
+			now := answers()
+			return fmt.Sprintf("%d answers, %d before", now, before), now >= before+3
+		})
+	}
+	s.Captured("client-calls")
+	s.Ready("client-calls")
+	calls("in the mesh")
+
+	began := time.Now()
 	s.Mode("")
-	open.GoesOn("while the namespace leaves the mesh")
 	s.Plainly("client", "server")
-	s.Released("client", "server", "client-beside")
-	s.Call("client", "http://server/")
-	s.Call("client-beside", "http://server/")
-	l.Wire.Secret(t, inside)
-	for _, n := range []string{"node1", "node2"} {
-		if out := l.OnNode(t, n, "ls /sys/fs/bpf/ambit"); strings.Contains(out, string(s.Now("client").UID)) {
-			t.Errorf("pins are left on %s: %s", n, out)
+	said := l.Logged(t, "ambit-cni-node", "node1", "pod is leaving the mesh", `"pod":"`+s.Name+`/client"`)
+	var line struct{ Time time.Time }
+	if err := json.Unmarshal([]byte(said), &line); err != nil {
+		t.Fatalf("%s: %v", said, err)
+	}
+	t.Logf("new connections go direct %s after the label was taken off", line.Time.Sub(began).Round(10*time.Millisecond))
+	for what, c := range open {
+		c.GoesOn("while the namespace leaves the mesh: " + what)
+	}
+	calls("while the namespace leaves the mesh")
+	s.Released("client", "server", "client-beside", "client-calls")
+	for what, c := range open {
+		if c != older {
+			t.Log("end the connection", what)
+			c.Close()
 		}
 	}
+	began = time.Now()
+	for pod, node := range map[string]string{"client": "node1", "client-calls": "node1", "server": "node2", "client-beside": "node2"} {
+		l.Logged(t, "ambit-cni-node", node, "pod has left the mesh", `"pod":"`+s.Name+"/"+pod+`"`)
+		line := l.Logged(t, "ambit-cni-node", node, "pod captured", `"pod":"`+s.Name+"/"+pod+`"`)
+		_, id, _ := strings.Cut(line, `"container":"`)
+		id, _, _ = strings.Cut(id, `"`)
+		if id == "" {
+			t.Fatalf("no sandbox in %s", line)
+		}
+		if left := l.OnNode(t, node, "ls /sys/fs/bpf/ambit"); strings.Contains(left, id) {
+			t.Errorf("pins of %s are left on %s: %s", pod, node, left)
+		}
+	}
+	t.Logf("nothing of the mesh is left in the pods %s after their last connection had ended", time.Since(began).Round(10*time.Millisecond))
+	older.GoesOn("after its pods had left")
+	calls("after the pods had left")
+	s.Call("client-beside", "http://server/")
+	l.Wire.Secret(t, inside)
 }
 
 // olderConnections were open before the label: they run on, in plaintext, while

@@ -213,12 +213,6 @@ func (w *world) release(pods ...*pod) {
 	}
 }
 
-// service puts pods behind a virtual address.
-func (w *world) service(name, vip string, port, target uint16, pods ...*pod) {
-	w.t.Helper()
-	w.serviceAt(name, []netip.Addr{netip.MustParseAddr(vip)}, port, target, pods...)
-}
-
 // serviceAt puts pods behind virtual addresses.
 func (w *world) serviceAt(name string, vips []netip.Addr, port, target uint16, pods ...*pod) {
 	w.t.Helper()

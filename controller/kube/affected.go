@@ -32,6 +32,12 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 		t.network = network
 		t.everything(&a)
 	}
+	if t.store.Load().Version() == 0 {
+		// The first batch has everything changed: to look for what each object
+		// touches would be every service times every pod.
+		t.everything(&a)
+		return a
+	}
 	for k := range changed {
 		switch k.kind {
 		case kindPod:

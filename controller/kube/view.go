@@ -14,11 +14,11 @@ import (
 // view is the translate.Objects of one batch. A namespace's lists are read
 // once, so everything in the batch sees the same ones.
 type view struct {
-	caches   *caches
-	good     *lastGood
-	services map[string][]*corev1.Service
-	policies map[string][]*securityv1.AuthorizationPolicy
-	peers    map[string][]*securityv1.PeerAuthentication
+	caches    *caches
+	good      *lastGood
+	selectors map[string]*selectors
+	policies  map[string][]*securityv1.AuthorizationPolicy
+	peers     map[string][]*securityv1.PeerAuthentication
 }
 
 var _ translate.Objects = (*view)(nil)
@@ -32,11 +32,11 @@ type lastGood struct {
 
 func newView(cs *caches, good *lastGood) *view {
 	return &view{
-		caches:   cs,
-		good:     good,
-		services: make(map[string][]*corev1.Service),
-		policies: make(map[string][]*securityv1.AuthorizationPolicy),
-		peers:    make(map[string][]*securityv1.PeerAuthentication),
+		caches:    cs,
+		good:      good,
+		selectors: make(map[string]*selectors),
+		policies:  make(map[string][]*securityv1.AuthorizationPolicy),
+		peers:     make(map[string][]*securityv1.PeerAuthentication),
 	}
 }
 
@@ -50,10 +50,13 @@ func (v *view) Service(namespace, name string) *corev1.Service {
 	return get[*corev1.Service](v.caches.services, namespace+"/"+name)
 }
 
-func (v *view) Services(namespace string) []*corev1.Service {
-	return memo(v.services, namespace, func() []*corev1.Service {
-		return list[*corev1.Service](v.caches.services, cache.NamespaceIndex, namespace)
-	})
+func (v *view) SelectingServices(pod *corev1.Pod) []*corev1.Service {
+	s := v.selectors[pod.Namespace]
+	if s == nil {
+		s = &selectors{all: list[*corev1.Service](v.caches.services, cache.NamespaceIndex, pod.Namespace)}
+		v.selectors[pod.Namespace] = s
+	}
+	return s.picking(pod)
 }
 
 func (v *view) SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice {

@@ -28,7 +28,9 @@ type Objects interface {
 	Namespace(name string) *corev1.Namespace
 	Node(name string) *corev1.Node
 	Service(namespace, name string) *corev1.Service
-	Services(namespace string) []*corev1.Service
+	// SelectingServices are the services of pod's namespace whose selector
+	// picks it, and maybe others.
+	SelectingServices(pod *corev1.Pod) []*corev1.Service
 	// SlicesTargeting is a fresh list of the slices with an endpoint whose
 	// target is pod.
 	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice

@@ -120,7 +120,7 @@ func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Por
 		}
 		m[c.ServiceKey(svc.Namespace, svc.Name)] = ports
 	}
-	for _, svc := range objs.Services(pod.Namespace) {
+	for _, svc := range objs.SelectingServices(pod) {
 		if published(svc) && Selects(svc, pod) {
 			add(svc, selectedPorts(svc, pod))
 		}

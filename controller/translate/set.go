@@ -92,7 +92,7 @@ func (s *Set) Node(name string) *corev1.Node {
 
 // Service implements Objects.
 func (s *Set) Service(namespace, name string) *corev1.Service {
-	for _, svc := range s.Services(namespace) {
+	for _, svc := range inNamespace(s.ServiceList, namespace, (*corev1.Service).GetNamespace) {
 		if svc.Name == name {
 			return svc
 		}
@@ -100,9 +100,9 @@ func (s *Set) Service(namespace, name string) *corev1.Service {
 	return nil
 }
 
-// Services implements Objects.
-func (s *Set) Services(namespace string) []*corev1.Service {
-	return inNamespace(s.ServiceList, namespace, (*corev1.Service).GetNamespace)
+// SelectingServices implements Objects.
+func (s *Set) SelectingServices(pod *corev1.Pod) []*corev1.Service {
+	return inNamespace(s.ServiceList, pod.Namespace, (*corev1.Service).GetNamespace)
 }
 
 // SlicesTargeting implements Objects.

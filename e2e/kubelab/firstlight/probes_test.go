@@ -12,7 +12,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apiequality "k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/ambitmesh/ambit/e2e/kubelab/ambitlab"
 )
@@ -161,6 +164,46 @@ func plainProcess(t *testing.T, l *ambitlab.Lab, to string) (string, error) {
 	return bufio.NewReader(c).ReadString('\n')
 }
 
+// probesAreFixed tries the ways to change a running pod: what the agent has read
+// of its probes once stays true.
+func probesAreFixed(t *testing.T, l *ambitlab.Lab, pod *corev1.Pod) {
+	t.Helper()
+	pods := l.Client.CoreV1().Pods(pod.Namespace)
+	probe := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt32(8083)}}}
+	for what, try := range map[string]func(*corev1.Pod) error{
+		"another probe of a container": func(p *corev1.Pod) error {
+			p.Spec.Containers[0].ReadinessProbe = probe
+			_, err := pods.Update(t.Context(), p, metav1.UpdateOptions{})
+			return err
+		},
+		"another probe with other resources": func(p *corev1.Pod) error {
+			p.Spec.Containers[0].ReadinessProbe = probe
+			_, err := pods.UpdateResize(t.Context(), p.Name, p, metav1.UpdateOptions{})
+			return err
+		},
+		"an ephemeral container with a probe": func(p *corev1.Pod) error {
+			p.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: "debug", Image: ambitlab.App, ReadinessProbe: probe}}}
+			_, err := pods.UpdateEphemeralContainers(t.Context(), p.Name, p, metav1.UpdateOptions{})
+			return err
+		},
+	} {
+		p, err := pods.Get(t.Context(), pod.Name, metav1.GetOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = try(p)
+		now, gerr := pods.Get(t.Context(), pod.Name, metav1.GetOptions{})
+		if gerr != nil {
+			t.Fatal(gerr)
+		}
+		same := apiequality.Semantic.DeepEqual(now.Spec.Containers[0].ReadinessProbe, pod.Spec.Containers[0].ReadinessProbe) && len(now.Spec.EphemeralContainers) == 0
+		if !same || err != nil && !apierrors.IsInvalid(err) && !apierrors.IsForbidden(err) {
+			t.Errorf("%s: unchanged %v, %v", what, same, err)
+		}
+	}
+}
+
 // probesOfEveryKind: under STRICT and a policy that allows nothing the kubelet's
 // probes reach the application, and what it answers counts; nobody else's
 // connection to the same ports does.
@@ -206,6 +249,8 @@ spec:
 	if text, _ := l.Ambit(t, "status"); strings.Contains(text, "every process of the node") {
 		t.Errorf("ambit status says that the kubelet cannot be told:\n%s", text)
 	}
+
+	probesAreFixed(t, l, p)
 
 	for name, k := range kinds {
 		unwell(t, s, name, k.readiness, true)

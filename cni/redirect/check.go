@@ -269,13 +269,16 @@ func (s *state) checkStamp(cfg Config, ps *problems) error {
 func (s *state) checkDevice(dev device, d direction, ps *problems) error {
 	object := d.name + " on device " + dev.name
 	if s.clsact {
-		f, err := findFilter(dev.index, d)
+		f, first, err := findFilter(dev.index, d)
 		if err != nil {
 			return err
 		}
 		if f == nil {
 			ps.add(object, "a clsact filter", "none")
 			return nil
+		}
+		if !first {
+			ps.add(object, "first in the list of filters", "behind another")
 		}
 		return s.checkProgram(object, d.program(s), ebpf.ProgramID(f.Id), ps)
 	}

@@ -16,7 +16,10 @@ import (
 const (
 	filterPriority = 1
 	filterHandle   = 0x539
-	filterPrefix   = "ambit-"
+	// A filter cannot be moved. One that has got behind another is made again
+	// under the other handle, in front, before it is deleted.
+	filterOther  = 0x53a
+	filterPrefix = "ambit-"
 )
 
 func (d direction) parent() uint32 {
@@ -42,11 +45,11 @@ func (s *state) attachFilter(dev device, d direction) error {
 	if err != nil {
 		return err
 	}
-	have, err := findFilter(dev.index, d)
+	have, first, err := findFilter(dev.index, d)
 	if err != nil {
 		return err
 	}
-	if have != nil && have.Id == int(id) {
+	if have != nil && first && have.Id == int(id) {
 		return nil
 	}
 	qdisc := &netlink.GenericQdisc{
@@ -56,32 +59,49 @@ func (s *state) attachFilter(dev device, d direction) error {
 	if err := netlink.QdiscAdd(qdisc); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("add clsact: %w", err)
 	}
-	return netlink.FilterReplace(&netlink.BpfFilter{
+	handle := uint32(filterHandle)
+	if have != nil {
+		handle = have.Handle
+		if !first {
+			handle = filterHandle + filterOther - handle
+		}
+	}
+	err = netlink.FilterReplace(&netlink.BpfFilter{
 		FilterAttrs: netlink.FilterAttrs{
-			LinkIndex: dev.index, Parent: d.parent(), Handle: filterHandle, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
+			LinkIndex: dev.index, Parent: d.parent(), Handle: handle, Protocol: unix.ETH_P_ALL, Priority: filterPriority,
 		},
 		Fd: d.program(s).FD(), Name: filterPrefix + d.name, DirectAction: true,
 	})
+	if err == nil && have != nil && have.Handle != handle {
+		err = netlink.FilterDel(have)
+	}
+	return err
 }
 
-// findFilter returns nil when there is none of ours.
-func findFilter(index int, d direction) (*netlink.BpfFilter, error) {
+// findFilter returns nil when there is none of ours. Before the first one of the
+// lowest priority nothing runs; a newer filter of that priority goes in front.
+func findFilter(index int, d direction) (ours *netlink.BpfFilter, first bool, err error) {
 	filters, err := whole(func() ([]netlink.Filter, error) {
 		return netlink.FilterList(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: index}}, d.parent())
 	})
 	if err != nil {
 		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) { // no qdisc
-			return nil, nil
+			return nil, false, nil
 		}
-		return nil, fmt.Errorf("list filters: %w", err)
+		return nil, false, fmt.Errorf("list filters: %w", err)
 	}
+	first = true
 	for _, f := range filters {
-		b, ok := f.(*netlink.BpfFilter)
-		if ok && b.Handle == filterHandle && b.Priority == filterPriority && b.Name == filterPrefix+d.name {
-			return b, nil
+		if f.Attrs().Handle == 0 {
+			continue // the list itself
 		}
+		b, ok := f.(*netlink.BpfFilter)
+		if ok && (b.Handle == filterHandle || b.Handle == filterOther) && b.Priority == filterPriority && b.Name == filterPrefix+d.name {
+			return b, first, nil
+		}
+		first = false
 	}
-	return nil, nil
+	return nil, false, nil
 }
 
 // detachFilters leaves the qdisc: others may use it.
@@ -93,9 +113,11 @@ func detachFilters() error {
 	var errs []error
 	for _, dev := range inv.devices {
 		for _, d := range directions() {
-			f, err := findFilter(dev.index, d)
-			if err == nil && f != nil {
-				err = netlink.FilterDel(f)
+			f, _, err := findFilter(dev.index, d)
+			for err == nil && f != nil { // two, if a move was interrupted
+				if err = netlink.FilterDel(f); err == nil {
+					f, _, err = findFilter(dev.index, d)
+				}
 			}
 			if err != nil {
 				errs = append(errs, fmt.Errorf("remove %s filter of device %s: %w", d.name, dev.name, err))

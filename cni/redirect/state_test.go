@@ -176,6 +176,26 @@ func TestDriftIsSeenAndRepaired(t *testing.T) {
 				return err
 			})
 		}},
+		{"another filter in front", "ingress on device eth0", []change{withClsact}, func(t *testing.T, c *captured) {
+			p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "GPL",
+				Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}}) // TC_ACT_OK: ours is not asked
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { p.Close() })
+			within(t, c.pod, func() error {
+				l, err := eth0()
+				if err != nil {
+					return err
+				}
+				var errs []error
+				for _, d := range directions() {
+					errs = append(errs, netlink.FilterAdd(&netlink.BpfFilter{FilterAttrs: netlink.FilterAttrs{LinkIndex: l.Attrs().Index,
+						Parent: d.parent(), Handle: 1, Protocol: unix.ETH_P_ALL, Priority: 1}, Fd: p.FD(), Name: "other", DirectAction: true}))
+				}
+				return errors.Join(errs...)
+			})
+		}},
 		{"clsact deleted", "ingress on device eth0", []change{withClsact}, func(t *testing.T, c *captured) {
 			within(t, c.pod, func() error {
 				l, err := eth0()

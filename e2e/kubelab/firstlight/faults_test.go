@@ -169,3 +169,42 @@ func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	l.Logged(t, "ambit-controller", "", "can be used again")
 	l.Healthy(t)
 }
+
+// intentDamaged: what the agent remembers is not to be believed after a crash.
+// A new one begins from the API server and the pins. It cannot take the pods'
+// listeners back from ztunnel, so what is open may be cut; the pods are served
+// again without anybody's help, and nothing is readable meanwhile.
+func intentDamaged(t *testing.T, l *ambitlab.Lab) {
+	s := l.Space(t, ambitlab.Ambient)
+	s.Pair()
+	s.Meshed("client", "server")
+	for node, pod := range map[string]string{"node1": "client", "node2": "server"} {
+		k := s.Talk("client", "server")
+		open := s.Hold("client", "server:9090", ambitlab.Token("held"))
+		_, failed := k.Answers()
+		was := l.Component(t, "ambit-cni-node", node).Status.ContainerStatuses[0].RestartCount
+		// Stopped first: it would write the file anew, or be started again too soon.
+		l.OnNode(t, node, `for p in /proc/[0-9]*; do
+				case "$(tr '\0' ' ' <$p/cmdline)" in /usr/local/bin/ambit-cni-node\ *) agents="$agents ${p#/proc/}";; esac
+			done
+			kill -STOP $agents && printf damaged >/var/lib/ambit/intent && kill -9 $agents`)
+		ambitlab.Until(t, "the agent to be started again", func() (string, bool) {
+			cs := l.Component(t, "ambit-cni-node", node).Status.ContainerStatuses
+			return "", len(cs) == 1 && cs[0].RestartCount > was && cs[0].Ready
+		})
+		l.Logged(t, "ambit-cni-node", node, "intent file is damaged")
+		k.GoesOn("after the intent file of " + node + " was damaged")
+		s.Captured(pod)
+		l.Healthy(t)
+		s.Works("client-beside", "http://server/")
+		_, now := k.Answers()
+		t.Logf("%d requests failed", now-failed)
+		select {
+		case <-open.Done():
+			t.Logf("the open connection ended: %v", open.Broken())
+		default:
+			open.GoesOn("after the agent on " + node + " began anew")
+		}
+		k.Unread()
+	}
+}

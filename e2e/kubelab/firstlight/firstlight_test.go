@@ -14,7 +14,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 // its tests run side by side, each in its own namespace; the others break
 // something of the mesh and run one after the other.
 //
-//ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart
+//ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
@@ -50,6 +50,7 @@ func TestFirstLight(t *testing.T) {
 		{"node agent killed", agentKilled},
 		{"ztunnel and node agent killed together", bothKilled},
 		{"probes through restarts", probesThroughRestarts},
+		{"intent file damaged", intentDamaged},
 		{"components rolled out", rolledOut},
 		{"controller away", controllerAway},
 		{"CA Secret missing", secretMissing},

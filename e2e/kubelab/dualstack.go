@@ -113,5 +113,5 @@ func (o Options) conflistFor(node int) string {
 	for _, r := range o.families("0.0.0.0/0", "::/0") {
 		routes = append(routes, fmt.Sprintf(`{"dst": %q}`, r))
 	}
-	return fmt.Sprintf(conflist, strings.Join(ranges, ", "), strings.Join(routes, ", "))
+	return fmt.Sprintf(conflist, o.shape(node).plugin(), strings.Join(ranges, ", "), strings.Join(routes, ", "))
 }

@@ -126,7 +126,13 @@ func (n *Node) plug() error {
 	if err := h.LinkSetUp(eth0); err != nil {
 		return fmt.Errorf("eth0 up: %w", err)
 	}
-	return addRoutes(h, append(c.opt.defaultPaths(), c.opt.podPaths(n.index)...))
+	if err := addRoutes(h, append(c.opt.defaultPaths(), c.opt.podPaths(n.index)...)); err != nil {
+		return err
+	}
+	if c.opt.shape(n.index) == ShapeMacvlan {
+		return shim(h, eth0, c.opt.podNetwork(n.index))
+	}
+	return nil
 }
 
 // Cut takes the node off the network, as if its cable were pulled. Heal is the

@@ -44,7 +44,10 @@ type Options struct {
 	ShortTimers bool   // a cut node is NotReady after about 12 s and not 50 s
 	ProxyMode   string // nftables (default) or iptables
 	Images      []string
-	Logger      *slog.Logger
+	// Shapes says for each node how its CNI plugin connects pods; nodes without
+	// an entry are ShapePTP.
+	Shapes []Shape
+	Logger *slog.Logger
 }
 
 var nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?$`)
@@ -88,6 +91,7 @@ func (o Options) validate() error {
 	if o.ProxyMode != "nftables" && o.ProxyMode != "iptables" {
 		errs = append(errs, fmt.Errorf("proxy mode %q: want nftables or iptables", o.ProxyMode))
 	}
+	errs = append(errs, o.validateShapes())
 	if !filepath.IsAbs(o.State) {
 		errs = append(errs, fmt.Errorf("state folder %q: want an absolute path", o.State))
 	}

@@ -59,10 +59,13 @@ func (n *Node) makeRoot() error {
 	if out, err := exec.Command("cp", append(args, at("etc"))...).CombinedOutput(); err != nil {
 		return fmt.Errorf("copy of /etc: %w: %s", err, out)
 	}
-	for _, f := range []string{"loopback", "ptp", "bridge", "host-local", "portmap"} {
+	for _, f := range []string{"loopback", "ptp", "bridge", "macvlan", "host-local", "portmap"} {
 		if err := copyFile("/usr/lib/cni/"+f, at("opt/cni/bin/"+f), 0o755); err != nil {
 			return err
 		}
+	}
+	if err := os.WriteFile(at("opt/cni/bin/"+gatewayPlugin), []byte(gatewayScript), 0o755); err != nil {
+		return err
 	}
 	if err := copyFile(filepath.Join(c.dir, "init"), at("opt/k8s/init"), 0o755); err != nil {
 		return err
@@ -117,7 +120,7 @@ const conflist = `{
   "cniVersion": "0.4.0",
   "name": "kubelab",
   "plugins": [
-    {"type": "ptp", "ipMasq": false, "mtu": 1500,
+    {%s,
      "ipam": {"type": "host-local", "dataDir": "/run/cni-ipam",
               "ranges": [%s], "routes": [%s]}},
     {"type": "portmap", "capabilities": {"portMappings": true}}

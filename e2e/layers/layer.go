@@ -45,7 +45,7 @@ var layers = []layer{
 	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",
 		prepare: lab, dir: "e2e/kubelab",
 		// One cluster at a time; not the components, whose tests are Kubernetes' own.
-		args: []string{"-count=1", "-p=1", "-timeout=20m", ".", "./cmd/kubelab", "./cmd/testapp", "./firstlight", "./lifecycle", "./dualstack"}, root: true, needs: labNeeds},
+		args: []string{"-count=1", "-p=1", "-timeout=20m", ".", "./cmd/kubelab", "./cmd/testapp", "./firstlight", "./lifecycle", "./dualstack", "./shapes"}, root: true, needs: labNeeds},
 }
 
 const labBinary = "out/bin/kubelab"

@@ -314,6 +314,7 @@ const pa, ap = "PeerAuthentication", "AuthorizationPolicy"
 //
 //ambit:feature policy-peer-authentication policy-older-destroyed policy-live
 func TestPeerAuthenticationOnLiveConnections(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, onlyIPv4)
 	plaintext := []string{plain, old, oldOfOur}
 	both, none := all(plaintext, servedPorts...), []string(nil)
@@ -395,6 +396,7 @@ func TestPeerAuthenticationOnLiveConnections(t *testing.T) {
 //
 //ambit:feature policy-live policy-older-destroyed
 func TestPolicyChangesOnLiveConnections(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, onlyIPv4)
 	principal := func(p *pod) string { return p.id().Principal() }
 	from := func(action string, who ...string) string {
@@ -452,6 +454,7 @@ func TestPolicyChangesOnLiveConnections(t *testing.T) {
 //
 //ambit:feature policy-pending
 func TestPendingPolicyClosesNothing(t *testing.T) {
+	t.Parallel()
 	k := newCrowd(t, onlyIPv4)
 	tg := k.target(t)
 	p := &mesh.Policy{Name: "later", Namespace: "demo", Scope: mesh.ScopeWorkloadSelector, Rules: []mesh.Rule{{}}}
@@ -582,5 +585,39 @@ func olderConnectionsMeetPolicy(t *testing.T, f families) {
 	lines(2)
 	if n := k.b.metric(t, "ambit_older_connections_refused"); n != 0 {
 		t.Errorf("%v refused connections go on", n)
+	}
+}
+
+// A probe passes the mesh, so a connection of the node's to a probe's port looks
+// like an older one. STRICT does not end it, nor the next; on another port the
+// node is a client like any.
+//
+//ambit:feature policy-older-probes
+func TestProbesAreNotOlder(t *testing.T) { each(t, probesAreNotOlder, onlyIPv4, onlyIPv6) }
+
+func probesAreNotOlder(t *testing.T, f families) {
+	k := newCrowd(t, f)
+	server := k.newPod(k.b, "server")
+	k.label(server, map[string]string{"app": "server"})
+	server.probes = []uint16{8080}
+	for _, port := range servedPorts {
+		server.listen(port, echo)
+	}
+	kubelet := &pod{node: k.b, ns: k.b.ns, name: "kubelet"}
+	k.enrol(server)
+	before := kubelet.mustDial(t, server.at(8080))
+	pingPong(t, before, "a probe")
+	other := kubelet.mustDial(t, server.at(9090))
+	pingPong(t, other, "not a probe")
+	k.apply(pa, "demo/default", `{mtls: {mode: STRICT}}`)
+	k.sync()
+	if _, err := other.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("the node's connection to another port goes on: %v", err)
+	}
+	pingPong(t, before, "the probe under STRICT")
+	pingPong(t, kubelet.mustDial(t, server.at(8080)), "the next probe")
+	pingPong(t, before, "the probe again")
+	if n := k.b.zt.count("connection destroyed"); n != 0 {
+		t.Errorf("%d connections were taken for older ones", n)
 	}
 }

@@ -86,6 +86,17 @@ func (b *Budget) tight() bool {
 	return false
 }
 
+// swamped is why nothing more may be held at all: those who are ended have not given
+// back yet what they hold, and more comes faster.
+func (b *Budget) swamped() error {
+	for ; b != nil; b = b.whole {
+		if b.used.Load() > b.limit+b.limit/4 {
+			return b.cause
+		}
+	}
+	return nil
+}
+
 // list notes that a stream holds something or, with on false, nothing any more.
 func (b *Budget) list(s *Stream, on bool) {
 	for ; b != nil; b = b.whole {

@@ -35,6 +35,7 @@ type Conn struct {
 	handlers      sync.WaitGroup // server only
 
 	queued            atomic.Int64  // memory of the data buffers in the queue or being written
+	starved           atomic.Bool   // somebody waits for the queue to get shorter
 	bytesIn, bytesOut atomic.Uint64 // plaintext of the whole connection
 	records           atomic.Uint64 // TLS records sent
 
@@ -425,14 +426,33 @@ func (c *Conn) unqueue(n int) {
 	}
 	size := int64(n) * frameBufSize
 	c.cfg.Budget.add(-size)
-	if left := c.queued.Add(-size); left >= maxConnQueue || left+size < maxConnQueue {
+	if left := c.queued.Add(-size); !c.starved.Load() || left >= c.queueLimit() {
 		return
 	}
 	c.mu.Lock()
+	c.starved.Store(false)
 	waiters := c.sendWaiters
 	c.sendWaiters = nil
 	c.mu.Unlock()
 	wakeSenders(waiters)
+}
+
+// queueLimit is how much memory the queue's data buffers may take for now.
+func (c *Conn) queueLimit() int64 {
+	if c.cfg.Budget.tight() {
+		return tightConnQueue
+	}
+	return maxConnQueue
+}
+
+// queueFull reports whether no more data is to be queued. Whoever is told so waits and
+// is woken by unqueue, which has to see that somebody does. mu is held.
+func (c *Conn) queueFull() bool {
+	if c.queued.Load() < c.queueLimit() {
+		return false
+	}
+	c.starved.Store(true)
+	return c.queued.Load() >= c.queueLimit()
 }
 
 func (c *Conn) stream(id uint32) *Stream {

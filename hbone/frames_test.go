@@ -129,6 +129,21 @@ func FuzzFrames(f *testing.F) {
 		fr.WriteRawFrame(0x42, 0, 9, []byte("unknown"))
 		fr.WritePriority(1, http2.PriorityParam{})
 	})
+	seed(func(fr *http2.Framer, block func(kv ...string) []byte) { // taken back, and once more
+		for id := uint32(1); id < 7; id += 2 {
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block(connect...), EndHeaders: true})
+			fr.WriteRSTStream(id, http2.ErrCodeCancel)
+			fr.WriteHeaders(http2.HeadersFrameParam{StreamID: id, BlockFragment: block(connect...), EndHeaders: true, EndStream: true})
+		}
+		fr.WriteRawFrame(http2.FrameHeaders, http2.FlagHeadersPadded|http2.FlagHeadersEndHeaders, 9, []byte{9, 1, 2})
+	})
+	seed(func(fr *http2.Framer, block func(kv ...string) []byte) { // windows there and back
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(append(connect, "x", strings.Repeat("v", 2000))...), EndHeaders: true})
+		for _, w := range []uint32{0, 1<<31 - 1, 10} {
+			fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: w})
+			fr.WriteWindowUpdate(1, 1)
+		}
+	})
 	f.Add([]byte("GET / HTTP/1.1\r\n\r\n"), uint8(3))
 	f.Fuzz(func(t *testing.T, in []byte, step uint8) {
 		run := func(step int) (uint64, string) {

@@ -189,3 +189,158 @@ func TestLargeRequestsAreCounted(t *testing.T) {
 	p.tcp.Close()
 	awaitUsed(t, budget, 0)
 }
+
+// TestWindowsShrinkFirst: while memory is tight, what a slow application takes is not
+// given back to its peer, down to the smallest window, and new connections begin with
+// that; nobody is reset for it. Later everything is as before.
+//
+//ambit:feature hbone-quota-backlog
+func TestWindowsShrinkFirst(t *testing.T) {
+	const window = 512 << 10
+	budget := hbone.NewBudget(2 << 20)
+	ends := make(chan *hbone.Stream, 3)
+	s := hbonetest.NewServer(t, hbonetest.Options{Server: hbone.Config{Budget: budget, FirstWindow: window, StreamWindow: window}}, func(in *hbone.Incoming) {
+		st, err := in.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		ends <- st
+		<-in.Context().Done()
+	})
+	p := dialRaw(t, s)
+	p.start()
+	var streams []*hbone.Stream
+	fill := func(id uint32, n int) {
+		p.connect(id, false)
+		p.awaitStatus(id, "200")
+		streams = append(streams, <-ends)
+		for ; n > 0; n -= 16000 {
+			p.fr.WriteData(id, false, make([]byte, min(n, 16000)))
+		}
+	}
+	fill(1, 500_000)
+	fill(3, 500_000)
+	fill(5, 500_000)
+	for streams[2].Backlog() < 500_000 {
+		pause()
+	}
+	slow := streams[2]
+	credit := func(ping byte) (n int) {
+		p.fr.WritePing(false, [8]byte{ping})
+		p.await("PING", func(f http2.Frame) bool {
+			if w, ok := f.(*http2.WindowUpdateFrame); ok && w.StreamID == 5 {
+				n += int(w.Increment)
+			}
+			pong, ok := f.(*http2.PingFrame)
+			return ok && pong.IsAck() && pong.Data[0] == ping
+		})
+		return n
+	}
+	buf := make([]byte, 50_000)
+	for range 8 { // 400 000 bytes: more than three quarters of the window
+		if _, err := io.ReadFull(slow, buf); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// 12 288 bytes of the window were never used; with what comes now that is the smallest.
+	given := credit(1)
+	if left := window - 500_000 + given; left > 65535 {
+		t.Errorf("the peer may send %d bytes while memory is tight", left)
+	}
+	c := dialRaw(t, s)
+	c.start()
+	f := c.await("SETTINGS", func(f http2.Frame) bool { return f.Header().Type == http2.FrameSettings }).(*http2.SettingsFrame)
+	if v, _ := f.Value(http2.SettingInitialWindowSize); v != 65535 {
+		t.Errorf("a new connection begins with %d bytes", v)
+	}
+	for _, st := range streams {
+		if _, err := io.CopyN(io.Discard, st, int64(st.Backlog())); err != nil {
+			t.Fatalf("somebody was reset: %v", err)
+		}
+	}
+	// Memory is there again: an application that takes what comes gets its window back.
+	awaitUsed(t, budget, 0)
+	room := window - 500_000 + given + credit(2)
+	for range 40 {
+		n := min(room, 16000)
+		p.fr.WriteData(5, false, make([]byte, n))
+		if _, err := io.ReadFull(slow, make([]byte, n)); err != nil {
+			t.Fatal(err)
+		}
+		room += credit(3) - n
+	}
+	if room < window/2 {
+		t.Errorf("with memory again the peer may send %d bytes", room)
+	}
+}
+
+// TestQueueIsShortWhileTight: what is queued for a peer that does not read is an eighth
+// of the usual while memory is tight, and what was held up goes on when the peer reads.
+//
+//ambit:feature hbone-quota-backlog
+func TestQueueIsShortWhileTight(t *testing.T) {
+	const size = 32 << 20
+	budget := hbone.NewBudget(8 << 20)
+	ends := make(chan *hbone.Stream, 1)
+	s := hbonetest.NewServer(t, hbonetest.Options{Server: hbone.Config{Budget: budget, FirstWindow: 8 << 20, StreamWindow: 8 << 20, ConnWindow: 16 << 20}}, func(in *hbone.Incoming) {
+		st, err := in.Accept()
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if in.Authority == "unread:1" {
+			ends <- st
+			<-in.Context().Done()
+			return
+		}
+		st.Write(make([]byte, size/8))
+		st.Close()
+	})
+	c, err := s.Dial(ctx5(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := open(t, c, "unread:1").Write(make([]byte, 5<<20)); err != nil {
+		t.Fatal(err)
+	}
+	held := int64((<-ends).Backlog())
+	for held < 5<<20 {
+		held = budget.Used()
+		pause()
+	}
+	p := dialRaw(t, s)
+	p.start(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
+	p.fr.WriteWindowUpdate(0, 1<<30)
+	for i := range 8 {
+		p.connect(uint32(2*i+1), false)
+	}
+	// Until the kernel takes no more and nothing moves.
+	for last, same := int64(0), 0; same < 20; pause() {
+		if n := budget.Used(); n == last && n > held {
+			same++
+		} else {
+			last, same = n, 0
+		}
+	}
+	if n := budget.Used() - held; n > 1<<20 {
+		t.Errorf("%d bytes are queued for a peer that does not read", n)
+	}
+	got := 0
+	for ended := 0; ended < 8; {
+		p.await("DATA", func(f http2.Frame) bool {
+			d, ok := f.(*http2.DataFrame)
+			if ok {
+				got += len(d.Data())
+				if d.StreamEnded() {
+					ended++
+				}
+			}
+			return ok
+		})
+	}
+	if got != size {
+		t.Errorf("%d bytes", got)
+	}
+}

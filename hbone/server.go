@@ -189,6 +189,10 @@ func (r *reader) incoming(h *block) error {
 	// Room for twice as many as were announced: the peer knows of the end of a
 	// stream before its handler has returned here, and may open the next.
 	full := c.active >= 2*int(c.cfg.MaxStreams)
+	swamped := error(nil)
+	if h.size > minAsked {
+		swamped = c.cfg.Budget.swamped()
+	}
 	switch why := h.request(); {
 	case c.err != nil || c.draining: // the peer may repeat it elsewhere
 		c.mu.Unlock()
@@ -196,6 +200,9 @@ func (r *reader) incoming(h *block) error {
 	case full:
 		c.mu.Unlock()
 		return r.refuse(h.id, http2.ErrCodeRefusedStream, fmt.Errorf("%w: %d are open", ErrFull, c.cfg.MaxStreams*2))
+	case swamped != nil:
+		c.mu.Unlock()
+		return r.refuse(h.id, http2.ErrCodeEnhanceYourCalm, swamped)
 	case h.tooBig:
 		c.mu.Unlock()
 		return r.refuse(h.id, http2.ErrCodeEnhanceYourCalm, fmt.Errorf("header over %d bytes", c.cfg.MaxHeaderList))

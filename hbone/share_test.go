@@ -1,9 +1,13 @@
 package hbone
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"testing"
+
+	"golang.org/x/net/http2"
 )
 
 // TestLargest reads like the rule: of the part that has most, the largest.
@@ -65,4 +69,50 @@ func TestLargestTakesEnough(t *testing.T) {
 			t.Fatalf("one too many: %d of %d, the last %d", got, over, last)
 		}
 	}
+}
+
+// TestNothingIsHeldWhileSwamped: when what is to be given back has not been yet, data
+// that would have to be held ends its stream, and large requests are refused.
+func TestNothingIsHeldWhileSwamped(t *testing.T) {
+	accepted := make(chan *Stream, 2)
+	c, stop := parser(false, func(in *Incoming) {
+		s, err := in.Accept()
+		if err != nil {
+			t.Error(err)
+		}
+		accepted <- s
+		<-in.Context().Done()
+	})
+	defer stop()
+	whole := NewBudget(4000)
+	c.cfg.Budget = whole.Part(1000)
+	parse := func(write func(fr *http2.Framer, block func(kv ...string) []byte)) {
+		t.Helper()
+		if _, err := c.in.parse(frames(write)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	parse(func(fr *http2.Framer, block func(kv ...string) []byte) {
+		fr.WriteHeaders(http2.HeadersFrameParam{StreamID: 1, BlockFragment: block(":method", "CONNECT", ":authority", "a:1"), EndHeaders: true})
+	})
+	s := <-accepted
+	c.cfg.Budget.add(1250)
+	for _, more := range []int64{0, 1} { // at the edge, and beyond it
+		c.cfg.Budget.add(more)
+		if got := c.cfg.Budget.swamped(); (got != nil) != (more > 0) {
+			t.Errorf("%d of 1000 used: %v", c.cfg.Budget.Used(), got)
+		}
+	}
+	var b bytes.Buffer
+	http2.NewFramer(&b, nil).WriteData(1, false, []byte("more"))
+	if _, err := c.in.parse(b.Bytes()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Read(make([]byte, 4)); !errors.Is(err, ErrShare) {
+		t.Errorf("the stream ended with %v", err)
+	}
+	if n := c.cfg.Budget.Used(); n != 1251 {
+		t.Errorf("%d bytes are held", n)
+	}
+	c.cfg.Budget.add(-1251)
 }

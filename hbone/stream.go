@@ -237,6 +237,11 @@ func (s *Stream) deliver(pieces [][]byte, n int) {
 			return
 		}
 		if k < n {
+			if why := s.c.cfg.Budget.swamped(); why != nil {
+				r.mu.Unlock()
+				s.refuse(http2.ErrCodeEnhanceYourCalm, why)
+				return
+			}
 			pieces = skip(pieces, k)
 			s.holdLocked(pieces)
 		}
@@ -244,6 +249,11 @@ func (s *Stream) deliver(pieces [][]byte, n int) {
 		r.mu.Unlock()
 		s.giveCredit(c)
 		s.c.cfg.Budget.enforce()
+		return
+	}
+	if why := s.c.cfg.Budget.swamped(); why != nil {
+		r.mu.Unlock()
+		s.refuse(http2.ErrCodeEnhanceYourCalm, why)
 		return
 	}
 	s.holdLocked(pieces)

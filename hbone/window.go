@@ -63,7 +63,7 @@ func (s *Stream) reserveLocked(n int64) int {
 	c := s.c
 	c.mu.Lock()
 	n = min(n, c.sendWindow, c.peerFrame)
-	if c.queued.Load() >= maxConnQueue {
+	if c.queueFull() {
 		n = 0
 	}
 	if n > 0 {

@@ -52,6 +52,8 @@ const (
 	// connection may take in its queue: what a peer that does not read makes us
 	// hold. A round of writing is no faster for being longer.
 	maxConnQueue = 2 << 20
+	// tightConnQueue is the same while memory is tight: what keeps a connection busy.
+	tightConnQueue = 4 * frameBufSize
 	// maxStaged is how many bytes of small frames are held by copy before
 	// they too count against maxQueued.
 	maxStaged = 128 << 10

@@ -81,8 +81,13 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 		},
 		OnRefused: func(_ netip.AddrPort, err error) {
 			reason := live.BadRequest
-			if errors.Is(err, hbone.ErrFull) {
+			switch {
+			case errors.Is(err, hbone.ErrFull):
 				reason = live.StreamLimit
+			case errors.Is(err, hbone.ErrMemory):
+				reason = live.MemoryPressure
+			case errors.Is(err, hbone.ErrShare):
+				reason = live.QuotaBacklog
 			}
 			deny(&live.Error{Reason: reason, Err: err})
 		},

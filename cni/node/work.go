@@ -37,12 +37,14 @@ type held struct {
 	sockets     []enroll.IntendedSocket
 
 	set    bool // capture is on
+	once   bool // it was at some time, and stays on or comes back without a ztunnel too
 	acked  bool // a ztunnel serves it
 	proven bool
 
 	survey    redirect.Survey // how the pod is connected, as last seen
 	inspected bool            // inbound capture could not be tried, only compared
 	open      []uint16        // ports at which every process of the node passes for the kubelet
+	fromStart bool            // captured before any process of it ran, and ever since
 
 	drained bool     // un-enrolment had begun: connections were made past the mesh
 	counted bool     // older is known
@@ -235,11 +237,19 @@ func (j *job) capture(ctx context.Context) error {
 			h.drained, h.counted, h.acked = true, false, false
 		}
 	}
+	if !h.set && !h.once && !j.adding && j.before == nil && len(j.a.zds.Clients()) == 0 {
+		// Enrolling a pod that runs must not be an outage: with capture on and
+		// nobody to serve it, its calls would wait for the first ztunnel.
+		return handoff.ErrNoClient
+	}
 	if !h.set {
+		h.once = true
 		if err := j.set(); err != nil {
 			return err
 		}
 		h.set = true
+		// Not so after a repair: nobody knows what went past meanwhile.
+		h.fromStart = j.adding && !h.drained
 	}
 	j.count()
 	if h.unwatch == nil {
@@ -252,7 +262,7 @@ func (j *job) capture(ctx context.Context) error {
 	}
 	p := handoff.Pod{
 		UID: j.uid, Name: j.pod.Name, Namespace: j.pod.Namespace, ServiceAccount: j.pod.Spec.ServiceAccountName,
-		NS: h.ns,
+		NS: h.ns, FromStart: h.fromStart,
 		Listeners: &handoff.Listeners{
 			Outbound: h.listeners.Outbound, Inbound: h.listeners.Inbound, HBONE: h.listeners.HBONE,
 			DNSTCP: h.listeners.DNSTCP, DNSUDP: h.listeners.DNSUDP,

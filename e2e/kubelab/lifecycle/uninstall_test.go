@@ -89,7 +89,7 @@ func traffic(t *testing.T, l *ambitlab.Lab, when string) {
 
 // TestUninstall takes Ambit away under traffic, looks for what it left, and
 // installs it again. The first installation is that of the overlay for nodes
-// without a bpffs, the second is the plain one.
+// without a bpffs, the second the one for k3s.
 //
 //ambit:feature precheck-real install-overlays unenrol-uninstall unenrol-reinstall unenrol-node-without-agent
 func TestUninstall(t *testing.T) {
@@ -161,7 +161,12 @@ func TestUninstall(t *testing.T) {
 	if out, code := l.Ambit(t, "uninstall", "--yes"); code != 1 || !strings.Contains(out, "nothing of Ambit") {
 		t.Errorf("again: exit code %d\n%s", code, out)
 	}
-	l.Install(t)
+	// As on a node of k3s, whose folders are elsewhere: the agent must find the
+	// same ones by their other names.
+	for _, n := range l.Cluster.Nodes() {
+		l.OnNode(t, n.Name, "d=/var/lib/rancher/k3s && mkdir -p $d/data $d/agent/etc/cni && ln -s /opt/cni/bin $d/data/cni && ln -s /etc/cni/net.d $d/agent/etc/cni/net.d")
+	}
+	l.InstallFrom(t, "deploy/overlays/k3s")
 	captured(t, l, true)
 	traffic(t, l, "after Ambit was installed again")
 	t.Run("a node without an agent", func(t *testing.T) { without(t, l) })

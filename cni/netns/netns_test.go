@@ -35,19 +35,17 @@ func TestMain(m *testing.M) {
 	files, routines := openFiles(), runtime.NumGoroutine()
 	code := m.Run()
 	if code == 0 {
-		if now := openFiles(); now > files {
-			fmt.Fprintf(os.Stderr, "descriptors leaked: %d before, %d after\n", files, now)
-			code = 1
-		}
 		// Fuzzing leaves the goroutine that listens for signals.
 		fuzzing := flag.Lookup("test.fuzz").Value.String() != ""
-		now := runtime.NumGoroutine()
-		// One that has visited a namespace gives its answer before it ends.
-		for end := time.Now().Add(10 * time.Second); now > routines && !fuzzing && time.Now().Before(end); now = runtime.NumGoroutine() {
+		leaked := func() bool { return openFiles() > files || runtime.NumGoroutine() > routines && !fuzzing }
+		// One that has visited a namespace gives its answer before it closes its
+		// descriptor and ends.
+		for end := time.Now().Add(10 * time.Second); leaked() && time.Now().Before(end); {
 			<-time.After(10 * time.Millisecond)
 		}
-		if now > routines && !fuzzing {
-			fmt.Fprintf(os.Stderr, "goroutines leaked: %d before, %d after\n", routines, now)
+		if leaked() {
+			fmt.Fprintf(os.Stderr, "leaked: %d descriptors before, %d after; %d goroutines before, %d after\n",
+				files, openFiles(), routines, runtime.NumGoroutine())
 			code = 1
 		}
 	}

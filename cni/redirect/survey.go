@@ -1,6 +1,7 @@
 package redirect
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -32,7 +33,8 @@ type Device struct {
 // Look surveys a pod. host is the node's namespace.
 func Look(host, pod *netns.NS) (Survey, error) {
 	var s Survey
-	indexes := map[int]int{} // index in the pod -> position
+	type end struct{ here, there, at int } // indexes in the pod and outside, position
+	var ends []end
 	err := pod.Do(func() error {
 		links, err := netlink.LinkList()
 		if err != nil {
@@ -43,7 +45,9 @@ func Look(host, pod *netns.NS) (Survey, error) {
 			if a.Index == ifindexLo {
 				continue
 			}
-			indexes[a.Index] = len(s.Devices)
+			if twoEnded(l) && a.ParentIndex != 0 {
+				ends = append(ends, end{a.Index, a.ParentIndex, len(s.Devices)})
+			}
 			s.Devices = append(s.Devices, Device{Name: a.Name, Kind: l.Type(), Machine: isMachine(l)})
 			addrs, err := netlink.AddrList(l, netlink.FAMILY_ALL)
 			if err != nil {
@@ -74,17 +78,17 @@ func Look(host, pod *netns.NS) (Survey, error) {
 		if id < 0 {
 			return nil // no device of the node has its other end there
 		}
-		links, err := netlink.LinkList()
-		if err != nil {
-			return fmt.Errorf("list the node's devices: %w", err)
-		}
-		for _, l := range links {
-			a := l.Attrs()
-			i, ok := indexes[a.ParentIndex]
-			// A child such as a VLAN in the node names its parent the same way,
-			// but a pod's device is no parent of the node's.
-			if ok && a.NetNsID == id && l.Type() == s.Devices[i].Kind && twoEnded(l) {
-				s.Devices[i].HostEnd = a.Name
+		for _, e := range ends {
+			l, err := netlink.LinkByIndex(e.there)
+			if errors.As(err, &netlink.LinkNotFoundError{}) {
+				continue // it leads to another namespace
+			}
+			if err != nil {
+				return fmt.Errorf("device %d of the node: %w", e.there, err)
+			}
+			// Numbers are of a namespace: the node has others of that number.
+			if a := l.Attrs(); twoEnded(l) && a.ParentIndex == e.here && a.NetNsID == id {
+				s.Devices[e.at].HostEnd = a.Name
 			}
 		}
 		return nil

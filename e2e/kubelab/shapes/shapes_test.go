@@ -22,7 +22,7 @@ var nodes = []kubelab.Shape{kubelab.ShapeBridge, kubelab.ShapeGateway, kubelab.S
 // TestShapes shares one cluster, whose nodes have nothing in common but the wire
 // between them.
 //
-//ambit:feature cni-mixed cni-sandbox-again cni-fifty
+//ambit:feature cni-mixed cni-sandbox-again cni-fifty cni-foreign-stack
 func TestShapes(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: len(nodes), DNS: true, Shapes: nodes})
 	for _, c := range []struct {
@@ -31,6 +31,7 @@ func TestShapes(t *testing.T) {
 	}{
 		{"bridge, gateway and macvlan in one mesh", mixed},
 		{"another sandbox", anotherSandbox},
+		{"a runtime with a stack of its own", ownStack},
 		{"fifty pods at once", fifty},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, l) })

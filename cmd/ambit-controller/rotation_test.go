@@ -9,10 +9,13 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 )
 
@@ -146,6 +149,39 @@ func (r *running) testRootChange(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.testDamagedSecrets(t, second)
+	r.testPluggedIn(t)
+}
+
+// testPluggedIn: a Secret cacerts that appears is a change of the root that
+// begins by itself; one that goes leaves its key in force until something else is
+// asked for.
+func (r *running) testPluggedIn(t *testing.T) {
+	secrets := r.client.CoreV1().Secrets("ambit-system")
+	mine := must(ca.NewSelfSigned("cluster.local", 48*time.Hour))(t)
+	must(secrets.Create(t.Context(), &corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: kube.PluggedInSecret}, Data: mine.SecretData()}, metav1.CreateOptions{}))(t)
+	r.becomes(t, "the key that was plugged in signs", func(s rotationState) bool { return s.Phase == "retiring" && s.Signer == mine.Fingerprint() })
+	if refused := r.command(t, "rotate"); !strings.Contains(refused, "put the new one into Secret ambit-system/cacerts") {
+		t.Errorf("rotate with a key plugged in: %q", refused)
+	}
+	if refused := r.command(t, "retire"); refused != "" {
+		t.Fatalf("retire: %s", refused)
+	}
+	if err := secrets.Delete(t.Context(), kube.PluggedInSecret, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	r.becomes(t, "its key stays in force", func(s rotationState) bool {
+		return s.Phase == "settled" && s.Signer == mine.Fingerprint() && strings.Contains(s.Problem, "cacerts is gone")
+	})
+	if refused := r.command(t, "rotate"); refused != "" {
+		t.Fatalf("rotate: %s", refused)
+	}
+	r.becomes(t, "a self-signed key signs", func(s rotationState) bool {
+		return s.Phase == "retiring" && s.Signer != mine.Fingerprint() && s.Problem == ""
+	})
+	if refused := r.command(t, "retire"); refused != "" {
+		t.Fatalf("retire: %s", refused)
+	}
+	r.anchors(t, "prod", 1)
 }
 
 func (r *running) testDamagedSecrets(t *testing.T, before rotationState) {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -63,9 +62,7 @@ func TestControlPlaneUnderLoad(t *testing.T) {
 	churn := p.churn(t, l)
 	watch := p.watchLeaders(t, l)
 
-	var steps sync.WaitGroup
-	steps.Go(func() { p.drama(t, w, l) })
-	steps.Wait()
+	p.drama(t, w, l)
 	failures := l.end()
 	churned, seen := churn(), watch()
 	t.Logf("%.0f s: %d connections, %d exchanges on %d long ones, %.0f certificates, %d objects changed, %d looks at the leaders",

@@ -105,7 +105,9 @@ func (s *podSet) add(p handoff.Pod) error {
 			p.Close()
 			// The agent says it again when capture was interrupted: connections
 			// made meanwhile are older than it.
-			s.n.older.Add(cur.live, cur.pod.NS)
+			if !p.FromStart {
+				s.n.older.Add(cur.live, cur.pod.NS)
+			}
 			return nil
 		}
 		s.stop(p.UID, live.Errorf(live.PodRemoved, "connection closed: the pod's network namespace was replaced"))

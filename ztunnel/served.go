@@ -81,7 +81,9 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	for _, ln := range v.hbone {
 		accept("hbone", func() error { return in.ServeHBONE(ctx, drain, ln) })
 	}
-	n.older.Add(v.live, p.NS)
+	if !p.FromStart {
+		n.older.Add(v.live, p.NS)
+	}
 	go func() {
 		wg.Wait()
 		v.hard()

@@ -231,6 +231,7 @@ func (s *session) handleAdd(ctx context.Context, add *zds.AddWorkload, files []*
 		Name:           info.GetName(),
 		Namespace:      info.GetNamespace(),
 		ServiceAccount: info.GetServiceAccount(),
+		FromStart:      fromStart(add),
 		NS:             ns,
 		Listeners:      listeners,
 	}

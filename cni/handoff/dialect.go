@@ -16,6 +16,7 @@ const (
 	helloDialect   protowire.Number = 100 // ZdsHello: string, the dialect asked for
 	helloVersion   protowire.Number = 101 // ZdsHello: string, the ztunnel's version
 	addSocketKinds protowire.Number = 100 // AddWorkload: packed uint32, one kind per passed socket after the namespace
+	addFromStart   protowire.Number = 101 // AddWorkload: bytes, there when Pod.FromStart is true
 )
 
 const (
@@ -71,17 +72,26 @@ func encodeAdd(p Pod, kinds []kind) ([]byte, error) {
 			ServiceAccount: p.ServiceAccount,
 		},
 	}
+	var ext []byte
 	if len(kinds) > 0 {
 		var packed []byte
 		for _, k := range kinds {
 			packed = protowire.AppendVarint(packed, uint64(k))
 		}
-		var ext []byte
 		ext = protowire.AppendTag(ext, addSocketKinds, protowire.BytesType)
 		ext = protowire.AppendBytes(ext, packed)
-		add.ProtoReflect().SetUnknown(ext)
 	}
+	if p.FromStart {
+		ext = protowire.AppendTag(ext, addFromStart, protowire.BytesType)
+		ext = protowire.AppendBytes(ext, []byte{1})
+	}
+	add.ProtoReflect().SetUnknown(ext)
 	return marshal(&zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Add{Add: add}})
+}
+
+func fromStart(add *zds.AddWorkload) bool {
+	_, ok := unknownBytes(add.ProtoReflect().GetUnknown(), addFromStart)
+	return ok
 }
 
 // socketKinds reads what the sockets passed with an Add are for. An Add

@@ -216,6 +216,7 @@ func (r *readiness) get() bool    { r.mu.Lock(); defer r.mu.Unlock(); return r.n
 func TestSnapshotThenLive(t *testing.T) {
 	noLeak(t)
 	one, two := newPod(t, "one", 2), newPod(t, "two", 1)
+	two.FromStart = true
 	var synced []string
 	s, path := agent(t, ServerConfig{
 		Snapshot: func() []Pod { return []Pod{one} },
@@ -249,7 +250,10 @@ func TestSnapshotThenLive(t *testing.T) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	got := r.pods["two"]
-	if got.String() != two.String() || got.ServiceAccount != "account" || got.NS.ID() != two.NS.ID() {
+	if one := r.pods["one"]; one.FromStart == got.FromStart {
+		t.Errorf("captured from the start: %v, the other %v", got.FromStart, one.FromStart)
+	}
+	if got.String() != two.String() || got.FromStart != two.FromStart || got.ServiceAccount != "account" || got.NS.ID() != two.NS.ID() {
 		t.Errorf("got pod %+v", got)
 	}
 	if a, b := address(t, got.Listeners.Inbound), address(t, two.Listeners.Inbound); a != b {

@@ -14,6 +14,9 @@ type Pod struct {
 	Name           string
 	Namespace      string
 	ServiceAccount string
+	// FromStart: it was captured before any process of it ran, and without a gap
+	// since. What passes the proxy then passes on purpose, and is not older.
+	FromStart bool
 
 	NS        *netns.NS
 	Listeners *Listeners // nil in the port dialect

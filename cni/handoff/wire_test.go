@@ -31,6 +31,7 @@ func TestGoldenBytes(t *testing.T) {
 		{name: "ZdsHello slot", want: "0801" + "a20604" + hex.EncodeToString([]byte("slot")) + "aa0602" + hex.EncodeToString([]byte("v1"))},
 		{name: "AddWorkload", want: "0a0e" + "0a0175" + "1209" + "0a016e" + "120173" + "1a0161"},
 		{name: "AddWorkload slot", want: "0a17" + "0a0175" + "1209" + "0a016e" + "120173" + "1a0161" + "a206060102030304" + "05"},
+		{name: "AddWorkload from start", want: "0a12" + "0a0175" + "1209" + "0a016e" + "120173" + "1a0161" + "aa060101"},
 		{name: "DelWorkload", want: "1203" + "120175"},
 		{name: "SnapshotSent", want: "1a00"},
 		{name: "KeepWorkload", want: "2a03" + "0a0175"},
@@ -46,6 +47,10 @@ func TestGoldenBytes(t *testing.T) {
 			c.b, c.err = encodeAdd(pod, nil)
 		case "AddWorkload slot":
 			c.b, c.err = encodeAdd(pod, []kind{kindOutbound, kindInbound, kindHBONE, kindHBONE, kindDNSTCP, kindDNSUDP})
+		case "AddWorkload from start":
+			p := pod
+			p.FromStart = true
+			c.b, c.err = encodeAdd(p, nil)
 		case "DelWorkload":
 			c.b, c.err = encodeDel("u")
 		case "SnapshotSent":

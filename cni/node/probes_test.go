@@ -62,6 +62,40 @@ func TestProbesByAddressAreSaid(t *testing.T) {
 	}
 }
 
+// TestCapturedFromTheStart: what passes the proxy of a pod that was captured
+// before it began are probes and hooks, however long they take; ztunnel is not to
+// take them for connections that are older. Of a pod that ran before nobody knows.
+//
+//ambit:feature probe-hooks
+func TestCapturedFromTheStart(t *testing.T) {
+	b := newBench(t)
+	old, y := b.pod("older"), b.sandbox("second")
+	r := &runtime{uid: string(old.UID), id: y.id, netns: y.path}
+	kind := "io.containerd.runc.v2"
+	r.kind.Store(&kind)
+	b.runtime(r)
+	old.Status.PodIPs = []corev1.PodIP{{IP: y.addr.String()}}
+	b.api.put("pods", old)
+	b.start()
+	b.ztunnel()
+	p, x := b.probed("web", 8080), b.sandbox("first")
+	b.add(p, x)
+	if from, served := b.zt.fromStart(string(p.UID)); !from {
+		t.Errorf("ztunnel was not told that the pod is captured from its start (served: %v)", served)
+	}
+	b.eventually("the pod that runs is served", func() bool { return b.zt.serves(string(old.UID)) })
+	if from, _ := b.zt.fromStart(string(old.UID)); from {
+		t.Error("a pod that ran before is said to be captured from its start")
+	}
+}
+
+func (z *ztunnel) fromStart(uid string) (from, served bool) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	s := z.pods[uid]
+	return s != nil && s.pod.FromStart, s != nil
+}
+
 // TestProbesByStampNeedNoWord: with a veth there is nothing to say.
 //
 //ambit:feature probe-fallback-said

@@ -21,12 +21,13 @@ import (
 )
 
 // probed is a pod with every probe there is, of every kind, in a container for
-// each kind and in a sidecar, and with hooks that the kubelet dials. %s is the
-// namespace. A probe that fails once is not forgiven: it shows at once.
+// each kind and in a sidecar, and with hooks that the kubelet dials. %[1]s is the
+// namespace, %[2]s how long a hook takes. A probe that fails once is not forgiven:
+// it shows at once.
 const probed = `
 apiVersion: v1
 kind: Pod
-metadata: {name: server, namespace: %s, labels: {app: server}}
+metadata: {name: server, namespace: %[1]s, labels: {app: server}}
 spec:
   nodeName: node2
   serviceAccountName: server
@@ -66,6 +67,7 @@ spec:
     - name: exec
       image: kubelab.local/app:1
       args: [serve, -http, ":8083", -tcp, ""]
+      lifecycle: {postStart: {httpGet: {path: /slow/%[2]s, port: 8181}}}
       startupProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/start"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
       readinessProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/ready"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       livenessProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/live"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
@@ -83,12 +85,12 @@ var kinds = map[string]struct {
 
 // locked is the namespace of a test with such a pod, where nobody may connect to
 // anybody.
-func locked(t *testing.T, l *ambitlab.Lab) *ambitlab.Space {
+func locked(t *testing.T, l *ambitlab.Lab, hook time.Duration) *ambitlab.Space {
 	t.Helper()
 	s := l.Space(t, ambitlab.Ambient)
 	s.Policy("PeerAuthentication", "strict", `{mtls: {mode: STRICT}}`)
 	s.Policy("AuthorizationPolicy", "deny-all", `{}`)
-	l.Apply(t, fmt.Sprintf(probed, s.Name))
+	l.Apply(t, fmt.Sprintf(probed, s.Name, hook))
 	s.Ready("server")
 	s.Captured("server")
 	return s
@@ -208,7 +210,9 @@ func probesAreFixed(t *testing.T, l *ambitlab.Lab, pod *corev1.Pod) {
 // probes reach the application, and what it answers counts; nobody else's
 // connection to the same ports does.
 func probesOfEveryKind(t *testing.T, l *ambitlab.Lab) {
-	s := locked(t, l)
+	// Longer than a connection that is older than capture, and that policy
+	// refuses, would be left alone.
+	s := locked(t, l, 25*time.Second)
 	out := l.SpaceNamed(t, s.Name+"-plain", nil)
 	out.Pod("client", "node1", nil)
 	out.Pod("client-beside", "node2", nil)
@@ -234,6 +238,11 @@ spec:
 	for name, c := range statuses(p) {
 		if c.RestartCount != 0 {
 			t.Errorf("container %s was restarted %d times", name, c.RestartCount)
+		}
+	}
+	for _, line := range l.Logs(t, "ztunnel", "node2") {
+		if strings.Contains(line, `dst.namespace="`+s.Name+`"`) && strings.Contains(line, "connection destroyed") {
+			t.Errorf("ztunnel ended a connection of the kubelet: %s", line)
 		}
 	}
 	for _, port := range []string{"8080", "9191", "9090", "8181"} {
@@ -297,7 +306,7 @@ spec:
 // probes run that may not fail once, and the new kubelet's pass as the old one's
 // did: it is in another cgroup.
 func probesThroughRestarts(t *testing.T, l *ambitlab.Lab) {
-	s := locked(t, l)
+	s := locked(t, l, 0)
 	address := s.Now("server").Status.PodIP + ":8080"
 	// Before its start an application fails probes; from now on none may.
 	failures := func() (n int32) {

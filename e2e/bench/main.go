@@ -108,8 +108,8 @@ func (c config) run(ctx context.Context) error {
 	return c.keep("out/bench.json", rep.write)
 }
 
-// leastSoak gives a quarter the samples that a slope needs.
-const leastSoak = 2 * time.Minute
+// leastSoak is about what the least rounds take.
+const leastSoak = 3 * time.Minute
 
 func (c config) runSoak(ctx context.Context) error {
 	if c.soak < leastSoak {

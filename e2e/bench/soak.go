@@ -86,6 +86,7 @@ func runSoak(ctx context.Context, total time.Duration, rounds int, ztunnel strin
 	if err := s.set(ctx); err != nil {
 		return nil, err
 	}
+	signed := l.Control.Certificates()
 	s.began = time.Now()
 	for n := 1; n <= rounds || time.Since(s.began) < total; n++ {
 		if err := s.once(ctx); err != nil {
@@ -95,6 +96,7 @@ func runSoak(ctx context.Context, total time.Duration, rounds int, ztunnel strin
 			say(fmt.Sprintf("%s of %s, %d rounds", time.Since(s.began).Round(time.Second), total, n))
 		}
 	}
+	s.book("certificates", counted{OK: l.Control.Certificates() - signed})
 	rep = &soakReport{Machine: thisMachine(ctx), Total: time.Since(s.began), Counts: s.counts, Series: s.samples.judge(time.Since(s.began))}
 	for _, d := range s.samples.leaking(rep.Series) {
 		rep.Profiles = append(rep.Profiles, s.samples.profile(ctx, d)...)

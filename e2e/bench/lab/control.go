@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
@@ -35,6 +36,7 @@ type Control struct {
 	grpc  *grpc.Server
 	xds   *server.Server
 	done  chan struct{}
+	asked atomic.Int64 // for certificates
 }
 
 func newControl(ns *netns.NS, root string) (*Control, error) {
@@ -101,6 +103,7 @@ func caller(ctx context.Context) (ca.Caller, error) {
 // hosts says that an identity's pod is on a node. The bench announces pods
 // after enrolling them, so being known is enough.
 func (c *Control) hosts(node string, id identity.ID) bool {
+	c.asked.Add(1)
 	for w := range c.store.Load().AllWorkloads() {
 		if w.Node == node && w.Identity() == id {
 			return true
@@ -108,6 +111,9 @@ func (c *Control) hosts(node string, id identity.ID) bool {
 	}
 	return false
 }
+
+// Certificates is how many ztunnels have asked for.
+func (c *Control) Certificates() int { return int(c.asked.Load()) }
 
 // Apply changes the mesh.
 func (c *Control) Apply(d mesh.Delta) {

@@ -67,8 +67,10 @@ func killed(t *testing.T, f families) {
 
 // Without the controller open and new connections go on; when it returns, so
 // do changes.
-func TestControllerAway(t *testing.T) {
-	w := newWorld(t)
+func TestControllerAway(t *testing.T) { each(t, controllerAway, onlyIPv4, onlyIPv6) }
+
+func controllerAway(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.serveHTTP(8080)
 	server.listen(9000, echo)
@@ -94,8 +96,10 @@ func TestControllerAway(t *testing.T) {
 
 // A ztunnel that ends with a successor in place breaks nothing: not what is
 // open, and no new connection is refused.
-func TestDrain(t *testing.T) {
-	w := newWorld(t)
+func TestDrain(t *testing.T) { each(t, drain, onlyIPv4, onlyIPv6) }
+
+func drain(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.serveHTTP(8080)
 	server.listen(9000, echo)
@@ -132,8 +136,10 @@ func TestDrain(t *testing.T) {
 
 // The node agent away: pods go on as they were. A new agent hands over the
 // same pods, which changes nothing for them, and enrols further ones.
-func TestAgentAway(t *testing.T) {
-	w := newWorld(t)
+func TestAgentAway(t *testing.T) { each(t, agentAway, onlyIPv4, onlyIPv6) }
+
+func agentAway(t *testing.T, f families) {
+	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
 	server.serveHTTP(8080)
 	server.listen(9000, echo)

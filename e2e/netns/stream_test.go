@@ -103,7 +103,6 @@ func bulkEachWay(t *testing.T, f families, size int) {
 			t.Errorf("checksum %x, want %x", got, sum)
 		}
 		t.Logf("%d MiB in %s", size>>20, time.Since(began).Round(time.Millisecond))
-		within20(t, began)
 	})
 	t.Run("down", func(t *testing.T) {
 		c := client.mustDial(t, server.at(9002))
@@ -116,15 +115,7 @@ func bulkEachWay(t *testing.T, f families, size int) {
 			t.Errorf("checksum %x, want %x", h.Sum(nil), want)
 		}
 		t.Logf("%d MiB in %s", size>>20, time.Since(began).Round(time.Millisecond))
-		within20(t, began)
 	})
-}
-
-func within20(t *testing.T, began time.Time) {
-	t.Helper()
-	if d := time.Since(began); d > 20*time.Second {
-		t.Errorf("took %s", d)
-	}
 }
 
 //ambit:feature traffic-half-close
@@ -224,7 +215,13 @@ func reset(t *testing.T, f families) {
 // A reader that stops neither slows its neighbour on the same tunnel nor makes
 // anybody buffer more than the stream's window.
 func TestStalledReader(t *testing.T) {
-	w, client, server := pair(t)
+	for _, f := range []families{onlyIPv4, onlyIPv6} {
+		t.Run(f.String(), func(t *testing.T) { stalledReader(t, f) })
+	}
+}
+
+func stalledReader(t *testing.T, f families) {
+	w, client, server := pairOf(t, f)
 	stalled := make(chan struct{})
 	server.listen(9007, func(c *net.TCPConn) { <-stalled })
 	t.Cleanup(func() { close(stalled) })

@@ -177,11 +177,20 @@ func exchange(c net.Conn, s string) error {
 //
 //ambit:feature traffic-many-at-once
 func TestThousandStreams(t *testing.T) {
-	streams := 1000
-	if testing.Short() {
-		streams = 150 // more than one tunnel takes
+	const few = 150 // more than one tunnel takes
+	for _, c := range []struct {
+		f       families
+		streams int
+	}{{onlyIPv4, 1000}, {onlyIPv6, few}} {
+		if testing.Short() {
+			c.streams = few
+		}
+		t.Run(c.f.String(), func(t *testing.T) { manyStreams(t, c.f, c.streams) })
 	}
-	w, client, server := pair(t)
+}
+
+func manyStreams(t *testing.T, f families, streams int) {
+	w, client, server := pairOf(t, f)
 	server.listen(9000, echo)
 	w.enrol(client, server)
 	idle := w.b.metric(t, "process_resident_memory_bytes")

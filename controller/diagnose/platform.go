@@ -33,7 +33,7 @@ func Platforms() []Platform {
 	provider := func(prefix string) func(*corev1.Node) bool {
 		return func(n *corev1.Node) bool { return strings.HasPrefix(n.Spec.ProviderID, prefix) }
 	}
-	any := func(fs ...func(*corev1.Node) bool) func(*corev1.Node) bool {
+	oneOf := func(fs ...func(*corev1.Node) bool) func(*corev1.Node) bool {
 		return func(n *corev1.Node) bool {
 			return slices.ContainsFunc(fs, func(f func(*corev1.Node) bool) bool { return f(n) })
 		}
@@ -48,10 +48,10 @@ func Platforms() []Platform {
 			known: label("microk8s.io/cluster")},
 		{Name: "RKE2", known: kubelet("+rke2")},
 		{Name: "k3s", Overlay: "k3s", Agent: map[string]string{"CNI_BIN_DIR": "/var/lib/rancher/k3s/data/cni",
-			"CNI_CONF_DIR": "/var/lib/rancher/k3s/agent/etc/cni/net.d"}, known: any(kubelet("+k3s"), provider("k3s://"))},
+			"CNI_CONF_DIR": "/var/lib/rancher/k3s/agent/etc/cni/net.d"}, known: oneOf(kubelet("+k3s"), provider("k3s://"))},
 		{Name: "GKE", Overlay: "gke", Agent: map[string]string{"CNI_BIN_DIR": "/home/kubernetes/bin"}, Quota: true,
-			known: any(label("cloud.google.com/gke-nodepool"), kubelet("-gke."))},
-		{Name: "EKS", Overlay: "eks", known: any(label("eks.amazonaws.com/nodegroup"), label("eks.amazonaws.com/compute-type"), kubelet("-eks-"))},
+			known: oneOf(label("cloud.google.com/gke-nodepool"), kubelet("-gke."))},
+		{Name: "EKS", Overlay: "eks", known: oneOf(label("eks.amazonaws.com/nodegroup"), label("eks.amazonaws.com/compute-type"), kubelet("-eks-"))},
 		{Name: "AKS", known: label("kubernetes.azure.com/cluster")},
 	}
 }

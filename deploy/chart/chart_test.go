@@ -423,7 +423,7 @@ func TestEveryValueIsHonoured(t *testing.T) {
 	honoured := leaves("", defaults(t), map[string]any{})
 	for path, was := range honoured {
 		var to any
-		switch was.(type) {
+		switch was := was.(type) {
 		case []any:
 			to = []any{"probe-value"}
 			if path == "imagePullSecrets" || path == "ztunnel.env" {
@@ -434,7 +434,7 @@ func TestEveryValueIsHonoured(t *testing.T) {
 		case float64:
 			to = 4711
 		case bool:
-			to = !was.(bool)
+			to = !was
 		default:
 			to = "probe-value"
 		}

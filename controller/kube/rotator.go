@@ -34,6 +34,9 @@ const (
 	commandAbort  = "abort"  // back to what is in force
 )
 
+// comeBack is how long the watch may take to bring what was written.
+const comeBack = 10 * time.Second
+
 // idle is how often what is settled is looked at without an event; roots that
 // go have a time of their own.
 const idle = 30 * time.Second
@@ -205,12 +208,12 @@ func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.R
 
 // awaitVersion waits until the watch has brought what was written.
 func (r *Rotation) awaitVersion(ctx context.Context, version string) error {
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(comeBack)
 	for {
 		state := get[*corev1.Secret](r.secrets[StateSecret], r.cfg.Namespace+"/"+StateSecret)
 		if state != nil && state.ResourceVersion == version {
-			r.current()
-			return nil
+			_, _, err := r.current()
+			return err
 		}
 		if time.Now().After(deadline) || !pause(ctx, 10*time.Millisecond) {
 			return fmt.Errorf("secret %s/%s: what was written has not come back", r.cfg.Namespace, StateSecret)
@@ -291,7 +294,7 @@ func (r *Rotation) writeWish(ctx context.Context, data map[string][]byte) error 
 	if err != nil {
 		return fmt.Errorf("write Secret %s/%s: %w", r.cfg.Namespace, SelfSignedSecret, err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline) && pause(ctx, 10*time.Millisecond); {
+	for deadline := time.Now().Add(comeBack); time.Now().Before(deadline) && pause(ctx, 10*time.Millisecond); {
 		now := get[*corev1.Secret](r.secrets[SelfSignedSecret], r.cfg.Namespace+"/"+SelfSignedSecret)
 		if now != nil && now.ResourceVersion == written.ResourceVersion {
 			return nil

@@ -253,7 +253,7 @@ func (j *job) capture(ctx context.Context) error {
 	}
 	j.count()
 	if h.unwatch == nil {
-		h.unwatch = j.a.watch(ctx, j.uid, podName(j.pod), h.ns)
+		h.unwatch = j.a.watch(ctx, j.uid, podName(j.pod), h.ns, h.survey)
 	}
 	if !h.acked {
 		written := make(chan struct{})
@@ -343,15 +343,18 @@ func (j *job) count() {
 
 // watch has the pod looked at again whenever an address or a device of its
 // namespace comes or goes: capture must know all of them.
-func (a *Agent) watch(ctx context.Context, uid, name string, ns *netns.NS) (stop func()) {
+func (a *Agent) watch(ctx context.Context, uid, name string, ns *netns.NS, seen redirect.Survey) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup
 	first := true
 	wg.Go(func() {
-		err := redirect.Watch(ctx, ns, func(addrs, []string) {
-			if first { // what Set has just seen
+		err := redirect.Watch(ctx, ns, func(now addrs, devices []string) {
+			if first {
 				first = false
-				return
+				// What came between Set and here would not be told again.
+				if seen.Same(now, devices) {
+					return
+				}
 			}
 			a.tell(ctx, event{moved: uid})
 		})

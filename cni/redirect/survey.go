@@ -119,6 +119,27 @@ func (s Survey) HostEnd() bool {
 	return slices.ContainsFunc(s.Devices, func(d Device) bool { return d.HostEnd != "" })
 }
 
+// Same compares with what Watch tells. An address that lo has makes a
+// difference.
+func (s Survey) Same(addrs []netip.Addr, devices []string) bool {
+	names := map[string]bool{}
+	for _, d := range s.Devices {
+		names[d.Name] = true
+	}
+	known := set(s.Addrs)
+	n := 0
+	for _, a := range addrs {
+		if a.IsLoopback() {
+			continue
+		}
+		if !known[a] {
+			return false
+		}
+		n++
+	}
+	return n == len(s.Addrs) && len(devices) == len(names) && !slices.ContainsFunc(devices, func(d string) bool { return !names[d] })
+}
+
 // Kinds names the devices for people: "eth0 (macvlan)".
 func (s Survey) Kinds() string {
 	var out []string

@@ -71,6 +71,26 @@ func TestForeignStack(t *testing.T) {
 	}
 }
 
+func TestSurveySame(t *testing.T) {
+	a, b, lo := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("127.0.0.1")
+	s := Survey{[]Device{{Name: "eth0"}, {Name: "eth1"}}, []netip.Addr{a, b}}
+	for _, c := range []struct {
+		addrs   []netip.Addr
+		devices []string
+		want    bool
+	}{
+		{[]netip.Addr{lo, b, a, netip.IPv6Loopback()}, []string{"eth1", "eth0"}, true},
+		{[]netip.Addr{lo, a}, []string{"eth0", "eth1"}, false},
+		{[]netip.Addr{a, b, netip.MustParseAddr("10.0.0.2")}, []string{"eth0", "eth1"}, false},
+		{[]netip.Addr{a, b}, []string{"eth0"}, false},
+		{[]netip.Addr{a, b}, []string{"eth0", "eth2"}, false},
+	} {
+		if got := s.Same(c.addrs, c.devices); got != c.want {
+			t.Errorf("%v %v: %v", c.addrs, c.devices, got)
+		}
+	}
+}
+
 // What was not tried, because there is no way, is told apart from what failed.
 func TestProofWithoutAWay(t *testing.T) {
 	c := newCaptured(t)

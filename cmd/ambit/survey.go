@@ -72,7 +72,7 @@ func (c *cluster) survey(ctx context.Context) (*diagnose.Cluster, error) {
 func absent(err error) bool { return apierrors.IsNotFound(err) || meta.IsNoMatchError(err) }
 
 func (c *cluster) readAPIs(ctx context.Context, to *diagnose.Cluster) error {
-	to.APIs = map[string]bool{}
+	served := map[string]bool{}
 	for _, api := range diagnose.APIs() {
 		group, resource, _ := strings.Cut(api, " ")
 		raw, err := c.core.RESTClient().Get().AbsPath("/apis/" + group).DoRaw(ctx)
@@ -86,8 +86,9 @@ func (c *cluster) readAPIs(ctx context.Context, to *diagnose.Cluster) error {
 		if err := json.Unmarshal(raw, &list); err != nil {
 			return err
 		}
-		to.APIs[api] = slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == resource })
+		served[api] = slices.ContainsFunc(list.APIResources, func(r metav1.APIResource) bool { return r.Name == resource })
 	}
+	to.APIs = served // only as a whole: what was not asked is not missing
 	return nil
 }
 

@@ -12,7 +12,7 @@
 // relayed tunnel the one that called Relay, and none for the other direction.
 // The connection reader never blocks on anything but reading.
 //
-// Locks, in the order they are taken: recvHalf.mu, sendHalf.mu, writer.mu, Conn.mu. A
-// stream's two halves are never locked together. Nothing blocks under any of
-// them.
+// Locks, in the order they are taken: recvHalf.mu, sendHalf.mu, writer.mu, Conn.mu,
+// Budget.mu (of a part or of the whole, never of both). A stream's two halves are
+// never locked together. Nothing blocks under any of them.
 package hbone

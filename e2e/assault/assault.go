@@ -80,6 +80,16 @@ func (a *Assault) Came(n int64) bool {
 	return true
 }
 
+// Began reports whether any kind of attack came as far as it wants.
+func (a *Assault) Began() bool {
+	for _, d := range a.done {
+		if d.Load() > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (a *Assault) String() string {
 	var parts []string
 	for kind, d := range a.done {

@@ -28,6 +28,7 @@ const (
 const (
 	attackers    = 5
 	attackerPace = time.Second
+	slowest      = 30 * time.Second // to begin at all
 )
 
 // prey is the application that is attacked.
@@ -54,14 +55,20 @@ func attack(o order) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), o.For)
+	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	at := func(port string) string { return net.JoinHostPort(os.Getenv(preyEnv), port) }
 	var d net.Dialer
 	a := assault.New(client, at("9007"), at("9008"))
+	go func() {
+		defer cancel()
+		for began := time.Now(); time.Since(began) < o.For || !a.Began() && time.Since(began) < o.For+slowest; {
+			time.Sleep(50 * time.Millisecond)
+		}
+	}()
 	a.Run(ctx, o.Conns, attackerPace, func(ctx context.Context) (net.Conn, error) { return d.DialContext(ctx, "tcp4", o.To) })
-	if !a.Came(1) {
-		return errors.New("not every attack came as far as it should: " + a.String())
+	if !a.Began() {
+		return errors.New("the attack did not begin: " + a.String())
 	}
 	return nil
 }
@@ -97,18 +104,23 @@ func (s *stage) underAttack(ctx context.Context) error {
 	r := s.rep.row("1000/s of 1 KiB over 16 connections, another pod of the node attacked")
 	r.metric("p50", "µs").ratio(ambit, peace, 0)
 	r.metric("p99", "µs").ratio(ambit, peace, 0).atMost(2)
-	r.metric("RSS, ztunnel attacked", "MB").value(ambit)
+	const attacked = "CPU of the attacked ztunnel"
+	r.metric(attacked, "vCPU").ratio(ambit, peace, 0)
 	v := s.variant(ambit)
 	once := func(name string) error {
-		a, err := v.load.do(ctx, order{Op: "openloop", To: v.to(portEcho), Conns: 16, Rate: 1000, Size: 1024, For: s.scale.OpenLoop})
+		a, cpu, err := s.run(ctx, v, portEcho, order{Op: "openloop", Conns: 16, Rate: 1000, Size: 1024, For: s.scale.OpenLoop})
 		if err != nil {
 			return err
 		}
 		r.add("p50", name, micros(a.P50))
 		r.add("p99", name, micros(a.P99))
-		m, err := l.B.Ztunnel.Memory()
-		r.add("RSS, ztunnel attacked", name, m.RSS/1024)
-		return err
+		r.add(attacked, name, cpu[v.proxies[1]]/a.Elapsed.Seconds())
+		for process, c := range cpu {
+			if c > 0 {
+				r.process(attacked, name, process, c/a.Elapsed.Seconds())
+			}
+		}
+		return nil
 	}
 	for round := range s.scale.Rounds {
 		for i := range 2 {
@@ -118,7 +130,7 @@ func (s *stage) underAttack(ctx context.Context) error {
 				}
 				continue
 			}
-			const comingUp = 2 * time.Second
+			comingUp := min(3*time.Second, 2*s.scale.OpenLoop)
 			ended := make(chan error, 1)
 			go func() {
 				_, err := attacker.do(ctx, order{Op: "attack", To: target.At(15008), Conns: attackers, For: s.scale.OpenLoop + 2*comingUp})

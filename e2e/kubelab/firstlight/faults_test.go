@@ -170,6 +170,42 @@ func secretMissing(t *testing.T, l *ambitlab.Lab) {
 	l.Healthy(t)
 }
 
+// rootChanged: the CA's root is replaced on a cluster whose ztunnels are the
+// shipped DaemonSet's. Connections go on, pods of before and after the change
+// speak with one another, and a replica that starts in between agrees.
+func rootChanged(t *testing.T, l *ambitlab.Lab) {
+	s := l.Space(t, ambitlab.Ambient)
+	s.Pair()
+	s.Meshed("client", "server")
+	k := s.Talk("client", "server")
+	_, failed := k.Answers()
+	if out, code := l.Ambit(t, "ca", "rotate", "--wait"); code != 0 || !strings.Contains(out, "retiring") {
+		t.Fatalf("ambit ca rotate: code %d\n%s", code, out)
+	}
+	k.GoesOn("with the new root")
+	s.Account("fresh") // its certificate is of the new root, the others' of the old
+	s.Pod("fresh", "node1", nil)
+	s.Ready("fresh")
+	s.Captured("fresh")
+	s.Works("fresh", "http://server/")
+	controllers, err := l.Client.CoreV1().Pods(ambitlab.System).List(t.Context(), metav1.ListOptions{LabelSelector: "app=ambit-controller"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Client.CoreV1().Pods(ambitlab.System).Delete(t.Context(), controllers.Items[0].Name, metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	k.GoesOn("with a replica that starts after the change")
+	l.Healthy(t)
+	if out, code := l.Ambit(t, "ca", "status"); code != 0 || !strings.Contains(out, "retiring") || !strings.Contains(out, "old root") {
+		t.Errorf("ambit ca status: code %d\n%s", code, out)
+	}
+	if _, now := k.Answers(); now != failed {
+		t.Errorf("%d requests failed because the root was changed", now-failed)
+	}
+	k.Unread()
+}
+
 // intentDamaged: what the agent remembers is not to be believed after a crash.
 // A new one begins from the API server and the pins. It cannot take the pods'
 // listeners back from ztunnel, so what is open may be cut; the pods are served

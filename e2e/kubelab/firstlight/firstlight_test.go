@@ -16,6 +16,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets
+//ambit:feature identity-root-change identity-secret-damaged
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	t.Run("mesh", func(t *testing.T) {
@@ -54,6 +55,7 @@ func TestFirstLight(t *testing.T) {
 		{"components rolled out", rolledOut},
 		{"controller away", controllerAway},
 		{"CA Secret missing", secretMissing},
+		{"CA root changed", rootChanged},
 		{"conflist rewritten by another tool", conflistRewritten},
 		{"agent away while pods start", agentAway},
 		{"node reboot", reboot},

@@ -33,6 +33,7 @@ type Situation struct {
 	Lacking []string // who does not have all of the record's bundle
 	Command Command
 	Timeout time.Duration // how long to wait for those that lack the roots
+	Leading time.Duration // how long this leader has listened to who has them
 	TTL     time.Duration // longest life of what is signed from now on
 }
 
@@ -53,6 +54,10 @@ const (
 // replica that has not heard of the switch signs with the old key until it
 // cannot verify its callers any more.
 const lag = reviewTTL + 15*time.Second
+
+// comeback is how long ztunnels may take to say again what they have, after
+// the replica they said it to has gone: their attempts are up to 15 s apart.
+const comeback = time.Minute
 
 // Outcome is what Step decided.
 type Outcome struct {
@@ -154,7 +159,7 @@ func (r *Record) await(w *Wish, s Situation, out *Outcome, event func(string, ..
 	case len(out.Waiting) == 0:
 		event("every ztunnel has the new root: Secret %s signs", w.Source)
 		r.swap(w, s)
-	case !s.Now.Before(r.Next.Deadline):
+	case !s.Now.Before(r.Next.Deadline) && s.Leading >= min(s.Timeout, comeback):
 		r.Next.Stalled = true
 		event("stalled: %d lack the new root: %s", len(out.Waiting), strings.Join(out.Waiting, ", "))
 	}

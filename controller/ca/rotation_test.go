@@ -31,7 +31,7 @@ func settled(a *Authority) *Record {
 func TestRotationStepByStep(t *testing.T) {
 	old, young := newAuthority(t, RootTTL), newAuthority(t, RootTTL)
 	at := func(d time.Duration, lacking ...string) Situation {
-		return Situation{Now: began.Add(d), Wish: wish(young), Lacking: lacking, Timeout: 10 * time.Minute, TTL: time.Hour}
+		return Situation{Now: began.Add(d), Leading: d, Wish: wish(young), Lacking: lacking, Timeout: 10 * time.Minute, TTL: time.Hour}
 	}
 	r := settled(old)
 	step := func(s Situation, phase string, trusted ...*Authority) Outcome {
@@ -85,6 +85,35 @@ func TestRotationStepByStep(t *testing.T) {
 	step(at(14*time.Minute+time.Hour+lag), PhaseSettled, young)
 	if r.Previous != nil {
 		t.Error("the old key is kept")
+	}
+}
+
+// TestDeadlineWaitsForANewLeader: one that takes over after the deadline has
+// heard of nobody yet; it gives those it waits for the time to come back.
+//
+//ambit:feature identity-root-stalled
+func TestDeadlineWaitsForANewLeader(t *testing.T) {
+	old, young := newAuthority(t, RootTTL), newAuthority(t, RootTTL)
+	for _, timeout := range []time.Duration{2 * time.Second, time.Hour} {
+		r := settled(old).Step(Situation{Now: began, Wish: wish(young), Timeout: timeout, TTL: time.Hour}).Record
+		back := began.Add(3 * timeout) // nobody led for long
+		at := func(d time.Duration, lacking ...string) string {
+			out := r.Step(Situation{Now: back.Add(d), Leading: d, Wish: wish(young), Lacking: lacking, Timeout: timeout, TTL: time.Hour})
+			return out.Record.Phase()
+		}
+		patience := min(timeout, comeback)
+		if got := at(0, "node-b"); got != PhaseDistributing {
+			t.Errorf("%v: at once: %s", timeout, got)
+		}
+		if got := at(patience-1, "node-b"); got != PhaseDistributing {
+			t.Errorf("%v: before they can be back: %s", timeout, got)
+		}
+		if got := at(patience - 1); got != PhaseRetiring {
+			t.Errorf("%v: when all are back: %s", timeout, got)
+		}
+		if got := at(patience, "node-b"); got != PhaseStalled {
+			t.Errorf("%v: one did not come: %s", timeout, got)
+		}
 	}
 }
 
@@ -266,6 +295,49 @@ func TestNobodyMeetsAStranger(t *testing.T) {
 	}
 	if switches < 50 || removals < 20 {
 		t.Errorf("only %d switches and %d removals were tried", switches, removals)
+	}
+}
+
+// TestKeyWhoseCertificatesNobodyAccepts: an issuer that is good itself, below
+// something that does not let it issue what the mesh needs, is not adopted.
+//
+//ambit:feature identity-secret-damaged
+func TestKeyWhoseCertificatesNobodyAccepts(t *testing.T) {
+	certificate := func(tmpl, parent *x509.Certificate, key, signer *ecdsa.PrivateKey) *x509.Certificate {
+		tmpl.NotBefore, tmpl.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		tmpl.IsCA, tmpl.BasicConstraintsValid, tmpl.KeyUsage = true, true, x509.KeyUsageCertSign
+		if parent == nil {
+			parent = tmpl
+		}
+		return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), signer))))
+	}
+	for _, c := range []struct {
+		name   string
+		length int // of paths below the root; -1: any
+		usage  []x509.ExtKeyUsage
+		good   bool
+	}{
+		{"any", -1, nil, true},
+		{"room for an intermediate", 1, nil, true},
+		{"no room for an intermediate", 0, nil, false},
+		{"both ends of TLS", -1, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}, true},
+		{"only clients", -1, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, false},
+	} {
+		rootKey, key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader)), must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+		root := certificate(&x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "root"}, MaxPathLen: c.length, MaxPathLenZero: c.length == 0},
+			nil, rootKey, rootKey)
+		issuer := certificate(&x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "issuer"}, MaxPathLen: -1, ExtKeyUsage: c.usage},
+			root, key, rootKey)
+		_, err := Load("ns/cacerts", map[string][]byte{
+			KeyCACert: encodePEM("CERTIFICATE", issuer.Raw), KeyCAKey: encodePEM("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(key))),
+			KeyCertChain: encodePEM("CERTIFICATE", issuer.Raw), KeyRootCert: encodePEM("CERTIFICATE", root.Raw),
+		})
+		if (err == nil) != c.good {
+			t.Errorf("%s: %v", c.name, err)
+		}
+		if err != nil && !strings.Contains(err.Error(), "secret ns/cacerts: key "+KeyCertChain) {
+			t.Errorf("%s: the Secret and its key are not named: %v", c.name, err)
+		}
 	}
 }
 

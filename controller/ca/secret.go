@@ -3,6 +3,9 @@ package ca
 import (
 	"bytes"
 	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -186,4 +189,33 @@ func (l *loader) check(a *Authority) {
 	if err != nil {
 		l.fail(KeyCertChain, fmt.Errorf("does not lead from %s to %s: %w", KeyCACert, KeyRootCert, err))
 	}
+	if len(l.errs) > 0 {
+		return
+	}
+	if err := a.try(roots, between); err != nil {
+		l.fail(KeyCertChain, fmt.Errorf("no peer would accept a certificate of it: %w", err))
+	}
+}
+
+// try signs a certificate and verifies it as peers do: that the issuer itself
+// is good says nothing of path lengths and key usages above it.
+func (a *Authority) try(roots, between *x509.CertPool) error {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return err
+	}
+	der, err := a.issue(key.Public(), &x509.Certificate{}, time.Minute)
+	if err != nil {
+		return err
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		return err
+	}
+	for _, usage := range []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth} {
+		if _, err := leaf.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{usage}}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -1,9 +1,11 @@
 package kube
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"sync"
 	"time"
 
@@ -144,10 +146,14 @@ func (r *Rotation) Run(ctx context.Context) error {
 // current is what is in force by the Secret, and that Secret; when it is gone
 // or damaged, why, and the last good one.
 func (r *Rotation) current() (*ca.Record, *corev1.Secret, error) {
-	state := get[*corev1.Secret](r.secrets[StateSecret], r.cfg.Namespace+"/"+StateSecret)
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if state != nil && state.ResourceVersion == r.seen {
+	// Under the lock: of two that look, the later must not take up the older.
+	state := get[*corev1.Secret](r.secrets[StateSecret], r.cfg.Namespace+"/"+StateSecret)
+	if state != nil && (state.ResourceVersion == r.seen || holds(state, r.record)) {
+		// The same record needs no reading: one whose signer has expired could
+		// not be read again, and it is by a command that it is replaced.
+		r.said, r.seen = "", state.ResourceVersion
 		return r.record, state, nil
 	}
 	record, err := (*ca.Record)(nil), fmt.Errorf("secret %s/%s is gone", r.cfg.Namespace, StateSecret)
@@ -164,6 +170,12 @@ func (r *Rotation) current() (*ca.Record, *corev1.Secret, error) {
 	r.said = ""
 	r.adoptLocked(record, state.ResourceVersion)
 	return record, state, nil
+}
+
+// holds says whether record is what state has.
+func holds(state *corev1.Secret, record *ca.Record) bool {
+	data, err := record.SecretData()
+	return err == nil && maps.EqualFunc(data, state.Data, bytes.Equal)
 }
 
 func (r *Rotation) adoptLocked(record *ca.Record, version string) {

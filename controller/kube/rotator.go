@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -50,8 +49,9 @@ func (r *Rotation) Lead(term context.Context) {
 	defer r.metrics.intact.Reset()
 	var answer *commandStatus
 	logged := ""
+	began := time.Now()
 	for {
-		wait, err := r.step(term, &answer)
+		wait, err := r.step(term, time.Since(began), &answer)
 		if err != nil && term.Err() == nil && err.Error() != logged {
 			r.cfg.Logger.Warn("change of the CA: trying on", "error", err)
 		}
@@ -77,16 +77,16 @@ func (r *Rotation) Lead(term context.Context) {
 	}
 }
 
-// step looks at everything once and takes the step that is due. answer is
-// what became of the last command.
-func (r *Rotation) step(ctx context.Context, answer **commandStatus) (wait time.Duration, err error) {
+// step looks at everything once and takes the step that is due. leading is for
+// how long this replica has done so, answer what became of the last command.
+func (r *Rotation) step(ctx context.Context, leading time.Duration, answer **commandStatus) (wait time.Duration, err error) {
 	record, state, err := r.current()
 	if err != nil {
 		return glance, r.restore(ctx, record, state)
 	}
 	cmd, bad := commandOf(state)
 	wish := r.wish(record)
-	s := ca.Situation{Now: time.Now().UTC(), Wish: wish, Timeout: r.cfg.Timeout, TTL: r.cfg.Ring.TTL()}
+	s := ca.Situation{Now: time.Now().UTC(), Wish: wish, Timeout: r.cfg.Timeout, Leading: leading, TTL: r.cfg.Ring.TTL()}
 	refused := bad
 	switch cmd.Verb {
 	case commandRotate:
@@ -98,11 +98,15 @@ func (r *Rotation) step(ctx context.Context, answer **commandStatus) (wait time.
 		}
 		s.Wish = r.wish(record)
 	case commandAbort:
-		refused = r.abort(ctx, record)
+		// The old key is wished for from here on; by what was wished for, this
+		// very step might switch.
+		if refused = r.abort(ctx, record); refused == nil {
+			s.Wish = &ca.Wish{Source: SelfSignedSecret, Authority: record.Signer}
+		}
 	default:
 		s.Command = ca.Command{Verb: cmd.Verb, Args: cmd.Args}
 	}
-	if apierrors.ReasonForError(refused) != metav1.StatusReasonUnknown {
+	if errors.Is(refused, errLate) || apierrors.ReasonForError(refused) != metav1.StatusReasonUnknown {
 		return 0, refused // the API server's word, not ours on the command: it is tried again
 	}
 	if record.Next != nil {
@@ -187,12 +191,12 @@ func commandOf(state *corev1.Secret) (cmd command, err error) {
 // command off. That the Secret is still what was decided on is left to the API
 // server, so that of two that believe to lead one wins.
 func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.Record, cmd command) error {
+	if cmd.ID == "" && holds(state, record) {
+		return nil
+	}
 	data, err := record.SecretData()
 	if err != nil {
 		return err
-	}
-	if cmd.ID == "" && maps.EqualFunc(data, state.Data, func(a, b []byte) bool { return string(a) == string(b) }) {
-		return nil
 	}
 	next := state.DeepCopy()
 	next.Data = data
@@ -203,20 +207,26 @@ func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.R
 	}
 	// Not taken up here but when it comes back through the watch: this replica
 	// then never acts on what another one has overwritten.
-	return r.awaitVersion(ctx, written.ResourceVersion)
+	if err := r.awaitChange(ctx, StateSecret, state, written); err != nil {
+		return err
+	}
+	_, _, err = r.current()
+	return err
 }
 
-// awaitVersion waits until the watch has brought what was written.
-func (r *Rotation) awaitVersion(ctx context.Context, version string) error {
-	deadline := time.Now().Add(comeBack)
-	for {
-		state := get[*corev1.Secret](r.secrets[StateSecret], r.cfg.Namespace+"/"+StateSecret)
-		if state != nil && state.ResourceVersion == version {
-			_, _, err := r.current()
-			return err
+// errLate says that the watch is behind what was written.
+var errLate = errors.New("what was written has not come back")
+
+// awaitChange waits until the watch has brought what was written over have, or
+// what somebody has made of it since.
+func (r *Rotation) awaitChange(ctx context.Context, name string, have, written *corev1.Secret) error {
+	for deadline := time.Now().Add(comeBack); ; {
+		now := get[*corev1.Secret](r.secrets[name], r.cfg.Namespace+"/"+name)
+		if now != nil && (have == nil || now.ResourceVersion != have.ResourceVersion || now.ResourceVersion == written.ResourceVersion) {
+			return nil
 		}
 		if time.Now().After(deadline) || !pause(ctx, 10*time.Millisecond) {
-			return fmt.Errorf("secret %s/%s: what was written has not come back", r.cfg.Namespace, StateSecret)
+			return fmt.Errorf("secret %s/%s: %w", r.cfg.Namespace, name, errLate)
 		}
 	}
 }
@@ -294,11 +304,5 @@ func (r *Rotation) writeWish(ctx context.Context, data map[string][]byte) error 
 	if err != nil {
 		return fmt.Errorf("write Secret %s/%s: %w", r.cfg.Namespace, SelfSignedSecret, err)
 	}
-	for deadline := time.Now().Add(comeBack); time.Now().Before(deadline) && pause(ctx, 10*time.Millisecond); {
-		now := get[*corev1.Secret](r.secrets[SelfSignedSecret], r.cfg.Namespace+"/"+SelfSignedSecret)
-		if now != nil && now.ResourceVersion == written.ResourceVersion {
-			return nil
-		}
-	}
-	return nil // the next look has it
+	return r.awaitChange(ctx, SelfSignedSecret, have, written)
 }

@@ -152,7 +152,7 @@ func caRotateCommand(conn *connection) *cobra.Command {
 		Use:   "rotate",
 		Short: "Replace the self-signed root with a new one",
 		Long: "Replace the self-signed root with a new one.\n\nRefused while a change is under way, and when the key is plugged in:\n" +
-			"then put the new key into Secret cacerts.\n\nExit code: 0 done, 1 refused or stalled, 2 could not tell.",
+			"then put the new key into Secret cacerts.\n\nExit code: 0 done, 1 refused, stalled or given up, 2 could not tell.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runCA(cmd, conn, f, "rotate") },
 	}
@@ -226,6 +226,10 @@ func runCA(cmd *cobra.Command, conn *connection, f caWait, verb string, args ...
 		return err
 	}
 	ctx := cmd.Context()
+	// Who may not read the answer gives no command: it would be followed unseen.
+	if _, err := c.caStatus(ctx); err != nil {
+		return err
+	}
 	answered, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	s, err := c.commandCA(answered, verb, args)
@@ -235,6 +239,10 @@ func runCA(cmd *cobra.Command, conn *connection, f caWait, verb string, args ...
 	if s.Command.Refused != "" {
 		fmt.Fprintln(cmd.ErrOrStderr(), "ambit:", errRefused{s.Command.Refused})
 		return errUnhealthy
+	}
+	target := ""
+	if s.Next != nil {
+		target = s.Next.Signer
 	}
 	if f.wait {
 		ctx, cancel := context.WithTimeout(ctx, f.timeout)
@@ -246,7 +254,12 @@ func runCA(cmd *cobra.Command, conn *connection, f caWait, verb string, args ...
 	if err := printCA(cmd.OutOrStdout(), s); err != nil {
 		return err
 	}
-	if f.wait && (s.Phase == caStalled || s.Phase == caDistributing) {
+	switch {
+	case !f.wait:
+	case s.Phase == caStalled, s.Phase == caDistributing:
+		return errUnhealthy
+	case target != "" && s.Signer != target:
+		fmt.Fprintf(cmd.ErrOrStderr(), "ambit: the change was given up: %s signs, and not %s\n", s.Signer, target)
 		return errUnhealthy
 	}
 	return nil

@@ -2,10 +2,19 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 //ambit:feature identity-root-stalled identity-ca-away
@@ -75,5 +84,95 @@ func TestRetireNeedsForce(t *testing.T) {
 	var out, err bytes.Buffer
 	if code := run(t.Context(), []string{"ca", "retire", "--kubeconfig", "/nonexistent"}, &out, &err); code != exitUnknown || !strings.Contains(err.String(), "--force") {
 		t.Errorf("code %d: %s", code, &err)
+	}
+}
+
+// TestRotateWaits: the exit code says whether the new key signs, by whatever way
+// the change ended.
+//
+//ambit:feature identity-root-cli
+func TestRotateWaits(t *testing.T) {
+	under := func(phase, signer string) caStatus {
+		s := caStatus{Phase: phase, Signer: signer, Next: &caNext{Signer: "new", Waiting: []string{"node n"}}}
+		if phase != caDistributing && phase != caStalled {
+			s.Next = nil
+		}
+		return s
+	}
+	for _, c := range []struct {
+		name    string
+		answer  caStatus   // to the command
+		then    []caStatus // what follows it; the last stays
+		forbids bool       // to read the status
+		want    int
+		says    string
+	}{
+		{"done", under(caDistributing, "old"), []caStatus{under(caDistributing, "old"), under(caRetiring, "new")}, false, exitHealthy, "waiting for node n"},
+		{"done at once", under(caRetiring, "new"), nil, false, exitHealthy, caRetiring},
+		{"stalled", under(caDistributing, "old"), []caStatus{under(caStalled, "old")}, false, exitUnhealthy, caStalled},
+		{"taken back by somebody else", under(caDistributing, "old"), []caStatus{under("settled", "old")}, false, exitUnhealthy, "given up: old signs, and not new"},
+		{"refused", caStatus{Command: &caAnswer{Refused: "plugged in"}}, nil, false, exitUnhealthy, "refused: plugged in"},
+		{"may not read the answer", caStatus{}, nil, true, exitUnknown, "ambit-system/ambit-ca-rotation"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var mu sync.Mutex
+			id, commands, shown := "", 0, -1
+			s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				mu.Lock()
+				defer mu.Unlock()
+				w.Header().Set("Content-Type", "application/json")
+				switch {
+				case r.Method == http.MethodPatch:
+					var patch struct {
+						Metadata struct{ Annotations map[string]string }
+					}
+					var cmd struct{ ID, Verb string }
+					body, _ := io.ReadAll(r.Body)
+					if err := json.Unmarshal(body, &patch); err != nil {
+						t.Error(err)
+					}
+					if err := json.Unmarshal([]byte(patch.Metadata.Annotations[caCommandAnnotation]), &cmd); err != nil || cmd.Verb != "rotate" || !strings.HasSuffix(r.URL.Path, "/ambit-system/secrets/ambit-ca-state") {
+						t.Errorf("%s: %s, %v", r.URL.Path, body, err)
+					}
+					id = cmd.ID
+					commands++
+					_, _ = w.Write([]byte(`{"apiVersion":"v1","kind":"Secret"}`))
+				case c.forbids:
+					w.WriteHeader(http.StatusForbidden)
+					_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: 403, Reason: metav1.StatusReasonForbidden})
+				default:
+					now := caStatus{Phase: "settled", Signer: "old"}
+					if id != "" {
+						if now = c.answer; shown >= 0 && len(c.then) > 0 {
+							now = c.then[min(shown, len(c.then)-1)]
+						}
+						shown++
+						answer := caAnswer{ID: id}
+						if c.answer.Command != nil {
+							answer.Refused = c.answer.Command.Refused
+						}
+						now.Command = &answer
+					}
+					text, _ := json.Marshal(now)
+					_ = json.NewEncoder(w).Encode(map[string]any{"apiVersion": "v1", "kind": "ConfigMap", "data": map[string]string{"status": string(text)}})
+				}
+			}))
+			defer s.Close()
+			config := filepath.Join(t.TempDir(), "kubeconfig")
+			text := `{"apiVersion":"v1","kind":"Config","current-context":"x","clusters":[{"name":"x","cluster":{"server":"` + s.URL + `"}}],"contexts":[{"name":"x","context":{"cluster":"x"}}]}`
+			if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			var out, errs bytes.Buffer
+			if got := run(t.Context(), []string{"ca", "rotate", "--wait", "--kubeconfig", config}, &out, &errs); got != c.want {
+				t.Errorf("exit code %d, want %d", got, c.want)
+			}
+			if all := out.String() + errs.String(); !strings.Contains(all, c.says) {
+				t.Errorf("no %q in %s", c.says, all)
+			}
+			if c.forbids != (commands == 0) || commands > 1 {
+				t.Errorf("%d commands were given", commands)
+			}
+		})
 	}
 }

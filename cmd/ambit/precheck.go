@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 	"text/tabwriter"
 	"time"
 
@@ -88,8 +89,11 @@ func printCheckup(w io.Writer, output string, r checkup) error {
 		return err
 	}
 	verdict := "Nothing here keeps Ambit from working."
-	if !r.OK {
+	switch {
+	case !r.OK:
 		verdict = "Ambit would not work as it should here."
+	case slices.ContainsFunc(r.Findings, func(f diagnose.Finding) bool { return f.Check == "reading" }):
+		verdict = "Nothing of what could be asked keeps Ambit from working."
 	}
 	_, err := fmt.Fprintf(w, "\n%s %s, %s.\n", verdict,
 		count(r.Counts[diagnose.Error], "error", "errors"), count(r.Counts[diagnose.Warning], "warning", "warnings"))

@@ -126,13 +126,17 @@ func Client(issuer tls.Certificate, id identity.ID) (*tls.Config, error) {
 // attacks are the kinds. Each is one connection, which the attack closes.
 var attacks = map[string]func(context.Context, *Assault, net.Conn, *atomic.Int64){
 	"half handshake": func(ctx context.Context, a *Assault, nc net.Conn, done *atomic.Int64) {
-		nc.Write([]byte{0x16, 3, 1, 2, 0, 1})
+		if _, err := nc.Write([]byte{0x16, 3, 1, 2, 0, 1}); err != nil {
+			return
+		}
 		done.Add(1)
 		UntilGone(ctx, nc)
 	},
 	"half record": func(ctx context.Context, a *Assault, nc net.Conn, done *atomic.Int64) {
 		if _, ok := a.hello(ctx, nc); ok {
-			nc.Write(append([]byte{0x17, 3, 3, 0x40, 0}, make([]byte, 100)...))
+			if _, err := nc.Write(append([]byte{0x17, 3, 3, 0x40, 0}, make([]byte, 100)...)); err != nil {
+				return
+			}
 			done.Add(1)
 			UntilGone(ctx, nc)
 		}
@@ -142,7 +146,12 @@ var attacks = map[string]func(context.Context, *Assault, net.Conn, *atomic.Int64
 		if !ok {
 			return
 		}
-		go io.Copy(io.Discard, nc) // not to be taken for one that does not read
+		read := make(chan struct{})
+		go func() {
+			defer close(read)
+			_, _ = io.Copy(io.Discard, nc) // not to be taken for one that does not read
+		}()
+		defer func() { nc.Close(); <-read }()
 		fr := http2.NewFramer(c, nil)
 		value := strings.Repeat("v", 7000)
 		for id := uint32(1); ctx.Err() == nil; id += 2 {
@@ -167,14 +176,15 @@ var attacks = map[string]func(context.Context, *Assault, net.Conn, *atomic.Int64
 		}
 	},
 	"never reads": func(ctx context.Context, a *Assault, nc net.Conn, done *atomic.Int64) {
-		nc.(*net.TCPConn).SetReadBuffer(4096)
+		_ = nc.(*net.TCPConn).SetReadBuffer(4096) // the less the kernel takes, the sooner it shows
 		c, ok := a.hello(ctx, nc)
 		if !ok {
 			return
 		}
 		fr := http2.NewFramer(c, nil)
-		fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1})
-		fr.WriteWindowUpdate(0, 1<<30)
+		if fr.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: 1<<31 - 1}) != nil || fr.WriteWindowUpdate(0, 1<<30) != nil {
+			return
+		}
 		for i := range 100 {
 			if fr.WriteHeaders(http2.HeadersFrameParam{StreamID: uint32(2*i + 1), EndHeaders: true,
 				BlockFragment: fields(":method", "CONNECT", ":authority", a.Source)}) != nil {
@@ -216,7 +226,7 @@ func fields(kv ...string) []byte {
 	var b bytes.Buffer
 	e := hpack.NewEncoder(&b)
 	for i := 0; i < len(kv); i += 2 {
-		e.WriteField(hpack.HeaderField{Name: kv[i], Value: kv[i+1], Sensitive: true}) // nothing is kept for the next
+		_ = e.WriteField(hpack.HeaderField{Name: kv[i], Value: kv[i+1], Sensitive: true}) // so that nothing is kept for the next; a Buffer takes all
 	}
 	return b.Bytes()
 }

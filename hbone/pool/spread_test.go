@@ -20,7 +20,7 @@ import (
 // next sample.
 func bulk(t *testing.T, s *hbone.Stream) {
 	t.Helper()
-	const size = 16 << 20
+	const size = 8 << 20
 	sent := make(chan error, 1)
 	go func() {
 		buf := make([]byte, 64<<10)
@@ -58,7 +58,7 @@ func TestBusyConnectionsSpread(t *testing.T) {
 					}
 				}
 			}
-			time.Sleep(2 * sampleTime)
+			time.Sleep(sampleTime)
 			s := l.open()
 			streams = append(streams, s)
 			conns[s.Conn()]++

@@ -35,17 +35,17 @@ var concurrent = []string{
 var products = []string{"./cmd/...", "./ztunnel/...", "./cni/...", "./hbone/...", "./controller/...", "./deploy/...", "./e2e/claims", "./e2e/demo", "./e2e/layers", "./e2e/reference"}
 
 var layers = []layer{
-	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=5m"}, products...)},
+	{name: "unit", what: "decisions, codecs and whatever of the kernel this machine has; fuzz seeds", args: append([]string{"-timeout=20m"}, products...)},
 	// No vet: it would look once more at everything that is linked, as the unit layer did.
-	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=10m", "-vet=off"}, concurrent...), race: true, needs: []string{"gcc"}},
+	{name: "race", what: "packages with goroutines, under the race detector", args: append([]string{"-timeout=30m", "-vet=off"}, concurrent...), race: true, needs: []string{"gcc"}},
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
-	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-p=1", "-timeout=15m", "./e2e/netns/...", "./e2e/bench/..."}, root: true},
+	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-p=1", "-timeout=40m", "./e2e/netns/...", "./e2e/bench/..."}, root: true},
 	{name: "api", what: "the controller with a real API server (Kubernetes is compiled once, about five minutes)",
-		prepare: lab, args: []string{"-count=1", "-p=1", "-timeout=10m", "-run=TestAPIMode|TestControlPlaneUnderLoad", "./cmd/ambit-controller", "./e2e/netns"}, env: labEnv, root: true, needs: labNeeds},
+		prepare: lab, args: []string{"-count=1", "-p=1", "-timeout=30m", "-run=TestAPIMode|TestControlPlaneUnderLoad", "./cmd/ambit-controller", "./e2e/netns"}, env: labEnv, root: true, needs: labNeeds},
 	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",
 		prepare: lab, dir: "e2e/kubelab",
 		// One cluster at a time; not the components, whose tests are Kubernetes' own.
-		args: []string{"-count=1", "-p=1", "-timeout=20m", ".", "./cmd/kubelab", "./cmd/testapp", "./firstlight", "./lifecycle", "./dualstack", "./shapes"}, root: true, needs: labNeeds},
+		args: []string{"-count=1", "-p=1", "-timeout=40m", ".", "./cmd/kubelab", "./cmd/testapp", "./firstlight", "./lifecycle", "./dualstack", "./shapes"}, root: true, needs: labNeeds},
 }
 
 const labBinary = "out/bin/kubelab"

@@ -49,9 +49,9 @@ func unpacked(t testing.TB, packages ...string) string {
 		t.Fatal(err)
 	}
 	defer os.RemoveAll(work)
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 	defer cancel()
-	get := exec.CommandContext(ctx, "apt-get", append([]string{"-qq", "-o", "APT::Sandbox::User=root", "download"}, packages...)...)
+	get := exec.CommandContext(ctx, "apt-get", append([]string{"-qq", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", "download"}, packages...)...)
 	get.Dir = work
 	if out, err := get.CombinedOutput(); err != nil {
 		t.Skipf("packages %s cannot be had: %v: %s", strings.Join(packages, " "), err, bytes.TrimSpace(out))
@@ -90,7 +90,7 @@ func runnable(t testing.TB, root string, programs ...string) {
 // environment finds the libraries of unpacked packages.
 func environment(root string) []string {
 	libs, _ := filepath.Glob(filepath.Join(root, "usr/lib/*-linux-gnu"))
-	return []string{"LD_LIBRARY_PATH=" + strings.Join(libs, ":"), "HOME=/nonexistent", "LC_ALL=C", "PGCONNECT_TIMEOUT=15"}
+	return []string{"LD_LIBRARY_PATH=" + strings.Join(libs, ":"), "HOME=/nonexistent", "LC_ALL=C", "PGCONNECT_TIMEOUT=60"}
 }
 
 // nobody runs unpacked programs; PostgreSQL refuses root.

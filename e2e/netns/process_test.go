@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
 )
@@ -197,7 +196,7 @@ func (p *process) wantLog(t testing.TB, parts ...string) string {
 
 // get fetches a page of the node's own HTTP servers.
 func (n *node) get(addr, path string) (string, error) {
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+	c := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, a string) (net.Conn, error) {
 			return n.ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(a), netns.SocketOptions{})
 		}}}

@@ -52,15 +52,19 @@ func TestConnectionQuota(t *testing.T) {
 	}
 	w.b.zt.wantLog(t, "dst.addr="+server.at(15008), `reason="quota_connections"`, "20 of the 20 units")
 	w.a.zt.wantLog(t, "dst.hbone_addr="+server.at(9000), `reason="peer_unavailable"`)
-	if n := w.b.metric(t, "ambit_connections_failed_total", `reason="quota_connections"`); n != 14 {
-		t.Errorf("%v are counted", n)
-	}
+	eventually(t, "all refusals are counted", func() error {
+		if n := w.b.metric(t, "ambit_connections_failed_total", `reason="quota_connections"`); n != 14 {
+			return fmt.Errorf("%v are", n)
+		}
+		return nil
+	})
 	if _, refused := try(t, server, stranger.at(9000), 1); refused != 1 {
 		t.Error("the pod's own connections are not counted with those to it")
 	}
 	if _, refused := try(t, client, other.at(9000), 10); refused > 0 {
 		t.Errorf("%d refused of another pod", refused)
 	}
+	full := w.b.metric(t, "ambit_quota_connections_used")
 	for _, c := range conns {
 		c.Close()
 	}
@@ -72,6 +76,12 @@ func TestConnectionQuota(t *testing.T) {
 		defer c.Close()
 		c.SetDeadline(time.Now().Add(patience))
 		return exchange(c, "again")
+	})
+	eventually(t, "what they had is given back", func() error {
+		if n := w.b.metric(t, "ambit_quota_connections_used"); n > full-16 {
+			return fmt.Errorf("%v units are in use, %v before", n, full)
+		}
+		return nil
 	})
 	// Without encryption both of a connection's ends count.
 	conns, _ = try(t, stranger, server.at(9000), 12)
@@ -95,6 +105,7 @@ func TestOutOfDescriptors(t *testing.T) {
 	if err := unix.Prlimit(w.b.zt.cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: few, Max: 20000}, &before); err != nil {
 		t.Fatal(err)
 	}
+	began := time.Now()
 	var conns []*net.TCPConn
 	for range 40 {
 		conns = append(conns, stranger.mustDial(t, server.at(9000))) // the kernel takes them
@@ -133,7 +144,8 @@ func TestOutOfDescriptors(t *testing.T) {
 	if n := w.b.metric(t, "ambit_accept_errors_total"); n == 0 || n > 10_000 {
 		t.Errorf("%v errors are counted", n)
 	}
-	if n := w.b.zt.count("ztunnel cannot accept them"); n != 1 {
-		t.Errorf("said %d times", n)
+	// Once a minute.
+	if n := w.b.zt.count("ztunnel cannot accept them"); n < 1 || n > 1+int(time.Since(began)/time.Minute) {
+		t.Errorf("said %d times in %s", n, time.Since(began))
 	}
 }

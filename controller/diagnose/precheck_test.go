@@ -468,7 +468,13 @@ func TestNetworkPolicies(t *testing.T) {
 	dns.Protocol = &udp
 	ours := "ambit-system"
 	zt, ctl := set{"app": "ztunnel"}, set{"app": "ambit-controller"}
-	range10 := peers{{IPBlock: &networkingv1.IPBlock{CIDR: "10.0.0.0/8"}}}
+	block := func(cidr string, except ...string) peers {
+		return peers{{IPBlock: &networkingv1.IPBlock{CIDR: cidr, Except: except}}}
+	}
+	spaces := func(labels set) peers {
+		return peers{{NamespaceSelector: &metav1.LabelSelector{MatchLabels: labels}}}
+	}
+	alone := app("lab", "client", func(p *corev1.Pod) { p.Labels[labelMode] = modeAmbient })
 	egressOnly := []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}
 	for _, c := range []struct {
 		name     string
@@ -496,7 +502,23 @@ func TestNetworkPolicies(t *testing.T) {
 		{"adds it for others", []networkingv1.NetworkPolicy{
 			policy("shop", "web", nil, spec{Ingress: []in{ingress(peers{from(set{"a": "b"})}, port(8080))}}),
 			policy("shop", "mesh", nil, spec{Ingress: []in{ingress(peers{from(set{"c": "d"})}, port(15008))}})}, Error, "shop/web"},
-		{"from outside the cluster", []networkingv1.NetworkPolicy{policy("shop", "lb", nil, spec{Ingress: []in{ingress(range10, port(443))}})}, "", ""},
+		{"from outside the cluster", []networkingv1.NetworkPolicy{policy("shop", "lb", nil, spec{Ingress: []in{ingress(block("192.0.2.0/24"), port(443))}})}, "", ""},
+		{"a range that has pods", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{ingress(block("10.0.0.0/8"), port(8080))}})},
+			Warning, "ingress rule 1 admits TCP 8080 for a range that has addresses of pods"},
+		{"a range without the pods", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{ingress(block("0.0.0.0/0", "10.0.0.0/8"), port(8080))}})}, "", ""},
+		{"a range of no form", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{ingress(block("x"), port(8080))}})}, "", ""},
+		{"a range that may add it", []networkingv1.NetworkPolicy{
+			policy("shop", "web", nil, spec{Ingress: []in{ingress(peers{from(set{"a": "b"})}, port(8080))}}),
+			policy("shop", "mesh", nil, spec{Ingress: []in{ingress(block("10.244.0.0/16"), port(15008))}})}, Warning, "shop/web"},
+		{"from outside the mesh", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{ingress(spaces(set{"name": "plain"}), port(9090))}})}, "", ""},
+		{"from some of the mesh", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{ingress(spaces(nil), port(9090))}})}, Error, "ingress rule 1 admits TCP 9090"},
+		{"from its part in the mesh by another rule", []networkingv1.NetworkPolicy{policy("shop", "web", nil, spec{Ingress: []in{
+			ingress(append(spaces(set{"name": "plain"}), from(set{"a": "b"})), port(9090)), ingress(peers{from(set{"a": "b"})}, port(15008))}})}, "", ""},
+		{"from a pod in the mesh by itself", []networkingv1.NetworkPolicy{policy("lab", "client", set{"app": "client"}, spec{Ingress: []in{
+			ingress(peers{from(set{"app": "client"})}, port(9090)), ingress(peers{from(set{"app": "other"})}, port(9091))}})}, Error, "lab/client: ingress rule 1 admits TCP 9090"},
+		{"from its neighbour that is not", []networkingv1.NetworkPolicy{policy("lab", "client", set{"app": "client"}, spec{Ingress: []in{
+			ingress(peers{from(set{"app": "other"})}, port(9091))}})}, "", ""},
+		{"egress out of the mesh", []networkingv1.NetworkPolicy{policy("shop", "out", nil, spec{PolicyTypes: egressOnly, Egress: []out{{To: spaces(set{"name": "plain"}), Ports: []networkingv1.NetworkPolicyPort{port(5432)}}}})}, "", ""},
 		{"egress to pods", []networkingv1.NetworkPolicy{policy("shop", "out", nil, spec{PolicyTypes: egressOnly, Egress: []out{{To: peers{from(set{"app": "db"})}, Ports: []networkingv1.NetworkPolicyPort{port(5432)}}}})},
 			Error, "egress rule 1 admits TCP 5432"},
 		{"egress to anywhere", []networkingv1.NetworkPolicy{policy("shop", "out", nil, spec{PolicyTypes: egressOnly, Egress: []out{{Ports: []networkingv1.NetworkPolicyPort{port(443)}}}})},
@@ -512,10 +534,24 @@ func TestNetworkPolicies(t *testing.T) {
 		{"ztunnel may call nobody", []networkingv1.NetworkPolicy{policy(ours, "out", zt, spec{PolicyTypes: egressOnly})}, Error, "keeps ztunnel from the cluster's DNS"},
 		{"ztunnel may call the controller and DNS", []networkingv1.NetworkPolicy{policy(ours, "out", zt, spec{PolicyTypes: egressOnly, Egress: []out{
 			{To: peers{from(ctl)}, Ports: []networkingv1.NetworkPolicyPort{port(15012)}}, {Ports: []networkingv1.NetworkPolicyPort{dns}}}})}, "", ""},
+		{"ztunnel may call a range", []networkingv1.NetworkPolicy{policy(ours, "out", zt, spec{PolicyTypes: egressOnly, Egress: []out{
+			{To: block("10.0.0.0/8"), Ports: []networkingv1.NetworkPolicyPort{port(15012), dns}}}})}, "", ""},
+		{"an API server on a port of its own", []networkingv1.NetworkPolicy{policy(ours, "out", ctl, spec{PolicyTypes: egressOnly, Egress: []out{
+			{Ports: []networkingv1.NetworkPolicyPort{port(16443)}}}})}, "", ""},
 		{"the controller may call nobody", []networkingv1.NetworkPolicy{policy(ours, "out", ctl, spec{PolicyTypes: egressOnly})}, Error, "keep the controller from the API server"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cluster := sound()
+			cluster.Namespaces = append(cluster.Namespaces, space("lab", nil, nil))
+			for i := range cluster.Namespaces {
+				n := &cluster.Namespaces[i]
+				n.Labels = maps.Clone(n.Labels)
+				if n.Labels == nil {
+					n.Labels = set{}
+				}
+				n.Labels["name"] = n.Name
+			}
+			cluster.Pods = append(cluster.Pods, alone)
 			cluster.NetworkPolicies = c.policies
 			var all []Finding
 			for _, f := range Precheck(cluster, Options{System: ours}) {
@@ -581,7 +617,8 @@ func TestOrder(t *testing.T) {
 }
 
 func TestReleases(t *testing.T) {
-	for text, want := range map[string]release{"v1.30.4-gke.1": {1, 30}, "6.6": {6, 6}, "5.14.0-427.el9": {5, 14}, "1.36+": {1, 36}} {
+	for text, want := range map[string]release{"v1.30.4-gke.1": {1, 30}, "6.6": {6, 6}, "5.14.0-427.el9": {5, 14}, "1.36+": {1, 36},
+		"v1.33.1-eks-113cf36": {1, 33}, "v1.33.1+k3s1": {1, 33}, "6.1.0-26-cloud-amd64": {6, 1}, "5.10.0-gke": {5, 10}, "6.6.87.2-microsoft-standard-WSL2": {6, 6}} {
 		if got, ok := parseRelease(text); !ok || got != want {
 			t.Errorf("%s: %v %t", text, got, ok)
 		}

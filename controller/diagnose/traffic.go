@@ -19,17 +19,16 @@ const (
 	portDNS   = 53
 )
 
+// apiPorts are where API servers listen: kubeadm and k3s, managed ones,
+// minikube, MicroK8s.
+var apiPorts = []int32{443, 6443, 8443, 16443}
+
 // networkPolicies looks for rules that admit an application's ports and not the
 // one its calls come to once both ends are in the mesh. A rule that admits
-// nobody, or that is only about addresses outside the cluster, breaks nothing
-// that worked.
+// nobody, or nobody who is in the mesh, breaks nothing that worked.
 func networkPolicies(c *Cluster, o Options, f *findings) {
 	own(c, o, f)
-	inMesh := map[string]bool{}
-	for i := range c.Namespaces {
-		n := &c.Namespaces[i]
-		inMesh[n.Name] = enrols(n, o) && !excluded(c, o)[n.Name]
-	}
+	in := newMembers(c, o)
 	byNamespace := map[string][]*networkingv1.NetworkPolicy{}
 	for i := range c.NetworkPolicies {
 		p := &c.NetworkPolicies[i]
@@ -38,10 +37,10 @@ func networkPolicies(c *Cluster, o Options, f *findings) {
 	blocked := map[blockage][]string{}
 	for i := range c.Pods {
 		p := &c.Pods[i]
-		if !enrolled(p, inMesh[p.Namespace]) || p.Spec.HostNetwork {
+		if !in.has(p) {
 			continue
 		}
-		for _, b := range blockages(byNamespace[p.Namespace], p.Labels) {
+		for _, b := range blockages(byNamespace[p.Namespace], p.Labels, in) {
 			blocked[b] = append(blocked[b], p.Name)
 		}
 	}
@@ -60,10 +59,10 @@ type blockage struct {
 
 // rule is an ingress or an egress rule.
 type rule struct {
-	policy string
-	number int
-	peers  []networkingv1.NetworkPolicyPeer
-	ports  []networkingv1.NetworkPolicyPort
+	namespace, policy string
+	number            int
+	peers             []networkingv1.NetworkPolicyPeer
+	ports             []networkingv1.NetworkPolicyPort
 }
 
 // rulesFor are all rules that concern pods with these labels, and whether there
@@ -77,11 +76,11 @@ func rulesFor(policies []*networkingv1.NetworkPolicy, pod map[string]string, way
 		name := p.Namespace + "/" + p.Name
 		if way == networkingv1.PolicyTypeIngress {
 			for i, r := range p.Spec.Ingress {
-				out = append(out, rule{name, i + 1, r.From, r.Ports})
+				out = append(out, rule{p.Namespace, name, i + 1, r.From, r.Ports})
 			}
 		} else {
 			for i, r := range p.Spec.Egress {
-				out = append(out, rule{name, i + 1, r.To, r.Ports})
+				out = append(out, rule{p.Namespace, name, i + 1, r.To, r.Ports})
 			}
 		}
 	}
@@ -102,25 +101,41 @@ func selects(s *metav1.LabelSelector, set map[string]string) bool {
 	return err == nil && sel.Matches(labels.Set(set))
 }
 
-// blockages are the rules for a pod that admit peers by other ports only, when
-// no other rule admits the same peers by 15008.
-func blockages(policies []*networkingv1.NetworkPolicy, pod map[string]string) (out []blockage) {
+// blockages are the rules for a pod that admit peers of the mesh by other ports
+// only, when no other rule admits the same peers by 15008.
+func blockages(policies []*networkingv1.NetworkPolicy, pod map[string]string, in *members) (out []blockage) {
 	for _, way := range []networkingv1.PolicyType{networkingv1.PolicyTypeIngress, networkingv1.PolicyTypeEgress} {
 		rules, _ := rulesFor(policies, pod, way)
 		for _, r := range rules {
-			if admits(r.ports, portHBONE, corev1.ProtocolTCP) || !carriesTCP(r.ports, way) || outside(r.peers) {
+			if admits(r.ports, portHBONE, corev1.ProtocolTCP) || !carriesTCP(r.ports, way) {
 				continue
 			}
-			if slices.ContainsFunc(rules, func(s rule) bool {
-				return admits(s.ports, portHBONE, corev1.ProtocolTCP) && includes(s.peers, r.peers)
-			}) {
+			peers := in.among(r, way)
+			if len(r.peers) > 0 && len(peers) == 0 {
 				continue
 			}
-			b := blockage{Error, r.policy, fmt.Sprintf("%s rule %d admits %s", strings.ToLower(string(way)), r.number, listPorts(r.ports))}
-			if way == networkingv1.PolicyTypeEgress && len(r.peers) == 0 {
-				b.level = Warning // to anywhere: often meant for what is outside the cluster
+			level, covered := Error, false
+			for _, s := range rules {
+				if !admits(s.ports, portHBONE, corev1.ProtocolTCP) {
+					continue
+				}
+				covered = covered || includes(s.peers, peers)
+				if slices.ContainsFunc(in.among(s, way), isRange) {
+					level = Warning // of which some may be the same
+				}
 			}
-			out = append(out, b)
+			if covered {
+				continue
+			}
+			what := fmt.Sprintf("%s rule %d admits %s", strings.ToLower(string(way)), r.number, listPorts(r.ports))
+			switch {
+			case len(peers) > 0 && !slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool { return !isRange(p) }):
+				// Whether a range of addresses means pods is up to the network.
+				level, what = Warning, what+" for a range that has addresses of pods"
+			case way == networkingv1.PolicyTypeEgress && len(r.peers) == 0:
+				level = Warning // to anywhere: often meant for what is outside the cluster
+			}
+			out = append(out, blockage{level, r.policy, what})
 		}
 	}
 	return out
@@ -162,11 +177,6 @@ func carriesTCP(ports []networkingv1.NetworkPolicyPort, way networkingv1.PolicyT
 		dns := p.Port != nil && p.Port.Type == intstr.Int && p.Port.IntVal == portDNS
 		return proto(p) == corev1.ProtocolTCP && (!dns || way == networkingv1.PolicyTypeIngress)
 	})
-}
-
-// outside: address ranges are for what is no pod.
-func outside(peers []networkingv1.NetworkPolicyPeer) bool {
-	return len(peers) > 0 && !slices.ContainsFunc(peers, func(p networkingv1.NetworkPolicyPeer) bool { return p.IPBlock == nil })
 }
 
 // includes says whether everybody in b is in a, as far as the text tells.
@@ -249,7 +259,7 @@ func own(c *Cluster, o Options, f *findings) {
 		}
 	}
 	if rules, isolated := rulesFor(here, controller, networkingv1.PolicyTypeEgress); isolated && !slices.ContainsFunc(rules, func(r rule) bool {
-		return admits(r.ports, 443, corev1.ProtocolTCP) || admits(r.ports, 6443, corev1.ProtocolTCP)
+		return slices.ContainsFunc(apiPorts, func(port int32) bool { return admits(r.ports, port, corev1.ProtocolTCP) })
 	}) {
 		f.add(Error, "networkpolicies of "+o.System, "keep the controller from the API server", "admit its address and port, often TCP 443 and 6443")
 	}
@@ -258,7 +268,7 @@ func own(c *Cluster, o Options, f *findings) {
 // isPeer says whether a peer of a rule in our namespace is a pod of ours.
 func isPeer(p networkingv1.NetworkPolicyPeer, pod, namespace map[string]string) bool {
 	if p.IPBlock != nil {
-		return false
+		return true // it may be: no error on a guess
 	}
 	return (p.PodSelector == nil || selects(p.PodSelector, pod)) && (p.NamespaceSelector == nil || selects(p.NamespaceSelector, namespace))
 }

@@ -40,6 +40,7 @@ type held struct {
 	once   bool // it was at some time, and stays on or comes back without a ztunnel too
 	acked  bool // a ztunnel serves it
 	proven bool
+	said   bool // the pod says so; the watch may not have it yet
 
 	survey    redirect.Survey // how the pod is connected, as last seen
 	inspected bool            // inbound capture could not be tried, only compared
@@ -183,6 +184,7 @@ func (j *job) enrol(ctx context.Context) error {
 		n := len(j.held.older)
 		err = j.a.kube.annotate(ctx, j.pod, map[string]string{annotationRedirect: redirectionEnabled, annotationReason: "", annotationOlder: number(n), annotationLimits: j.held.limits()})
 		if err == nil {
+			j.held.said = true
 			j.a.older.heard(j.uid, n)
 		}
 		if err == nil && fresh {
@@ -200,7 +202,8 @@ func (j *job) enrol(ctx context.Context) error {
 	}
 	said := map[string]string{annotationReason: err.Error()}
 	var refused *refusal
-	if errors.As(err, &refused) || j.pod.Annotations[annotationRedirect] != redirectionEnabled {
+	advertised := j.pod.Annotations[annotationRedirect] == redirectionEnabled || j.held != nil && j.held.said
+	if errors.As(err, &refused) || !advertised {
 		said[annotationRedirect] = state
 	}
 	// Otherwise "enabled" stays: a pod that peers reach by mTLS must not become
@@ -536,7 +539,7 @@ func (j *job) withdraw(ctx context.Context) error {
 		}
 		j.held = &held{uid: j.uid, name: podName(j.pod), containerID: j.before.ContainerID, cookie: j.before.Cookie, path: j.before.Netns, ns: ns}
 	}
-	j.held.acked, j.held.proven = false, false
+	j.held.acked, j.held.proven, j.held.said = false, false, false
 	if !sleep(ctx, j.a.cfg.PeersWait) {
 		return ctx.Err()
 	}

@@ -75,7 +75,7 @@ func TestBudgetEndsTheLargestBacklog(t *testing.T) {
 // awaitUsed waits for everything to have been given back.
 func awaitUsed(t *testing.T, b *hbone.Budget, want int64) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); b.Used() != want; pause() {
+	for end := time.Now().Add(time.Minute); b.Used() != want; pause() {
 		if time.Now().After(end) {
 			t.Fatalf("%d bytes are still held, not %d", b.Used(), want)
 		}
@@ -194,7 +194,7 @@ func TestWindowGrowsForAReader(t *testing.T) {
 	// Whoever stops now has the whole window filled.
 	wrote := make(chan struct{})
 	go func() { defer close(wrote); io.Copy(tn.app, endless{}) }()
-	for end := time.Now().Add(20 * time.Second); tn.server.Backlog() < 2<<20; pause() {
+	for end := time.Now().Add(time.Minute); tn.server.Backlog() < 2<<20; pause() {
 		if time.Now().After(end) {
 			t.Fatalf("%d bytes held", tn.server.Backlog())
 		}

@@ -26,7 +26,7 @@ func echo(in *hbone.Incoming) {
 }
 
 func ctx5(t testing.TB) context.Context {
-	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
 	return ctx
 }
@@ -164,7 +164,7 @@ func (tn *tunnel) wait(t testing.TB) (client, server error) {
 			tn.clientErr = nil
 		case server = <-tn.serverErr:
 			tn.serverErr = nil
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatalf("relay did not end (client ended: %v, server ended: %v)", tn.clientErr == nil, tn.serverErr == nil)
 		}
 	}

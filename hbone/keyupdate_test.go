@@ -175,7 +175,7 @@ func wireClient(t testing.TB, s *hbonetest.Server) *wire {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	var secrets bytes.Buffer
 	cfg := identity.ClientConfig(s.Source(), hbonetest.ClientID, []identity.ID{hbonetest.ServerID})
 	cfg.KeyLogWriter = &secrets
@@ -251,7 +251,7 @@ func TestPeerUpdatesItsKeys(t *testing.T) {
 	})
 	t.Run("server", func(t *testing.T) {
 		near, far := tcpPair(t)
-		far.SetDeadline(time.Now().Add(20 * time.Second))
+		far.SetDeadline(time.Now().Add(time.Minute))
 		src := hbonetest.NewCA(t).Source(hbonetest.ServerID, hbonetest.ClientID)
 		var secrets bytes.Buffer
 		cfg := identity.ServerConfig(src, hbonetest.ServerID)

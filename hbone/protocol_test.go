@@ -41,7 +41,7 @@ func dialRaw(t testing.TB, s *hbonetest.Server) *rawPeer {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { nc.Close() })
-	nc.SetDeadline(time.Now().Add(20 * time.Second))
+	nc.SetDeadline(time.Now().Add(time.Minute))
 	tcp, _ := nc.(*net.TCPConn)
 	p := &rawPeer{t: t, tcp: tcp, nc: c, fr: http2.NewFramer(c, c)}
 	p.he = hpack.NewEncoder(&p.hb)
@@ -572,7 +572,7 @@ func TestGarbage(t *testing.T) {
 				if !errors.As(err, &ce) || ce.Op != "tls handshake" {
 					t.Errorf("error %v", err)
 				}
-			case <-time.After(20 * time.Second):
+			case <-time.After(time.Minute):
 				t.Fatal("hangs")
 			}
 		})
@@ -592,7 +592,7 @@ func TestSilentClient(t *testing.T) {
 		if !strings.Contains(err.Error(), "preface") {
 			t.Errorf("error %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("hangs")
 	}
 }
@@ -614,7 +614,7 @@ func TestSilentBeforeTLS(t *testing.T) {
 		if !strings.Contains(err.Error(), "tls handshake") || !strings.Contains(err.Error(), "not finished after") {
 			t.Errorf("error %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("hangs")
 	}
 }

@@ -203,7 +203,7 @@ func TestPodSet(t *testing.T) {
 		// mesh's own port, which is refused.
 		c, err := p.NS.DialTCP(context.Background(), netip.AddrPort{}, netip.MustParseAddrPort("127.0.0.1:15006"), netns.SocketOptions{})
 		if err == nil {
-			c.SetDeadline(time.Now().Add(10 * time.Second))
+			c.SetDeadline(time.Now().Add(time.Minute))
 			_, err = c.Read(make([]byte, 1))
 			c.Close()
 		}

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 		leaked := func() bool { return openFiles() > files || runtime.NumGoroutine() > routines && !fuzzing }
 		// One that has visited a namespace gives its answer before it closes its
 		// descriptor and ends.
-		for end := time.Now().Add(10 * time.Second); leaked() && time.Now().Before(end); {
+		for end := time.Now().Add(time.Minute); leaked() && time.Now().Before(end); {
 			<-time.After(10 * time.Millisecond)
 		}
 		if leaked() {
@@ -230,7 +230,7 @@ func listener(t *testing.T, n *NS, addr string) netip.AddrPort {
 func TestDial(t *testing.T) {
 	n := fresh(t)
 	port := listener(t, n, "[::]:0").Port()
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	for _, to := range []string{"127.0.0.1", "::1", "127.9.9.9", "::ffff:127.0.0.1"} {
 		c, err := n.DialTCP(ctx, netip.AddrPort{}, netip.AddrPortFrom(netip.MustParseAddr(to), port), SocketOptions{Mark: Mark})

@@ -55,7 +55,7 @@ func TestRoutingRemoved(t *testing.T) {
 			sysctl(t, c.pod, "net/ipv6/conf/all/forwarding", forwarding)
 			for _, f := range bothFamilies {
 				before := c.stat(t, "outbound_captured")
-				conn, err := dialFor(t, c.pod, netip.AddrPort{}, at(f.peer, 8080), netns.SocketOptions{}, patience/25)
+				conn, err := dialFor(t, c.pod, netip.AddrPort{}, at(f.peer, 8080), netns.SocketOptions{}, unanswered)
 				if err == nil {
 					t.Errorf("%s, forwarding %s: answered: %s", f.name, forwarding, conn.line(t))
 				}

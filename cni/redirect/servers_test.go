@@ -17,7 +17,12 @@ import (
 	"github.com/ambitmesh/ambit/cni/netns"
 )
 
-const patience = 5 * time.Second
+// patience is how long anything may take, on a machine that is slow and busy;
+// unanswered is how long something is waited for that must not come.
+const (
+	patience   = 30 * time.Second
+	unanswered = 500 * time.Millisecond
+)
 
 // captured is a pod with capture on and a small proxy behind its listeners.
 type captured struct {

@@ -46,9 +46,8 @@ func throwAwayCgroup(t *testing.T) string {
 	}
 	dir := filepath.Join(mount, fmt.Sprintf("ambit-test-%d", os.Getpid()))
 	t.Cleanup(func() {
-		if err := os.Remove(dir); err != nil {
-			t.Errorf("cgroup: %v", err)
-		}
+		// It stays busy until its last process has been collected.
+		eventually(t, "the cgroup is empty", func() bool { return unix.Rmdir(dir) == nil })
 		if err := unix.Unmount(mount, 0); err != nil {
 			t.Errorf("unmount cgroup2: %v", err)
 		}

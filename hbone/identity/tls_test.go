@@ -25,7 +25,7 @@ func handshake(t *testing.T, cc, sc *tls.Config) (c, s *tls.Conn, cerr, serr err
 	t.Helper()
 	a, b := net.Pipe()
 	t.Cleanup(func() { a.Close(); b.Close() })
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	a.SetDeadline(deadline)
 	b.SetDeadline(deadline)
 	c, s = tls.Client(a, cc), tls.Server(b, sc)

@@ -137,7 +137,7 @@ func TestRefusedStreamsAreTriedElsewhere(t *testing.T) {
 			c.Close() // or the pool waits for them to read its last words
 		}
 	}()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	type opened struct {
 		s   *hbone.Stream

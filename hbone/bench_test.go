@@ -77,14 +77,16 @@ func proxies(mode string) {
 		// testing.TB is not to be had here; a nil one is only used to fail.
 		ca := hbonetest.NewCA(bench{})
 		src := ca.Source(hbonetest.ServerID, hbonetest.ClientID)
-		srv := &hbone.Server{TLS: identity.ServerConfig(src, hbonetest.ServerID), Handler: func(in *hbone.Incoming) {
+		// As in a ztunnel: a pod's part of the whole, for both halves.
+		cfg := hbone.Config{Budget: hbone.NewBudget(256 << 20).Part(64 << 20)}
+		srv := &hbone.Server{Config: cfg, TLS: identity.ServerConfig(src, hbonetest.ServerID), Handler: func(in *hbone.Incoming) {
 			s, err := in.Accept()
 			if err == nil {
 				s.Relay(dial(in.Authority))
 			}
 		}}
 		far := listen(func(c *net.TCPConn) { srv.Serve(context.Background(), c) })
-		c, err := hbone.NewClient(context.Background(), dial(far), identity.ClientConfig(src, hbonetest.ClientID, []identity.ID{hbonetest.ServerID}), hbone.Config{})
+		c, err := hbone.NewClient(context.Background(), dial(far), identity.ClientConfig(src, hbonetest.ClientID, []identity.ID{hbonetest.ServerID}), cfg)
 		if err != nil {
 			panic(err)
 		}

@@ -120,6 +120,11 @@ func (r *Record) obey(s Situation, event func(string, ...any)) error {
 		if r.Next == nil {
 			return errors.New("no change of the root is waiting for anybody")
 		}
+		for _, who := range s.Command.Args {
+			if !slices.Contains(s.Lacking, who) {
+				return fmt.Errorf("%q is not among those that lack the new root: %s", who, orNobody(s.Lacking))
+			}
+		}
 		r.Next.Stalled, r.Next.Deadline = false, s.Now.Add(s.Timeout)
 		if s.Command.Verb == CommandWithout {
 			r.Next.Without = append(slices.Clone(r.Next.Without), s.Command.Args...)

@@ -146,6 +146,10 @@ func TestRotationByWay(t *testing.T) {
 		{"told to remove nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandRetire}}, PhaseSettled, old, []*Authority{old}, "no old root"},
 		{"told to remove before the switch", underWay, Situation{Wish: wish(young), Lacking: []string{"n"}, Command: Command{Verb: CommandRetire}}, PhaseDistributing, old, []*Authority{old, young}, "does not sign yet"},
 		{"told to remove after it", retiring, Situation{Wish: wish(young), Command: Command{Verb: CommandRetire}}, PhaseSettled, young, []*Authority{young}, ""},
+		{"told to go on without a stranger", underWay, Situation{Wish: wish(young), Lacking: []string{"node a"}, Command: Command{Verb: CommandWithout, Args: []string{"node a", "nodeb"}}},
+			PhaseDistributing, old, []*Authority{old, young}, `"nodeb" is not among those that lack the new root: node a`},
+		{"told to go on without", underWay, Situation{Wish: wish(young), Lacking: []string{"node a"}, Command: Command{Verb: CommandWithout, Args: []string{"node a"}}},
+			PhaseRetiring, young, []*Authority{old, young}, ""},
 		{"nonsense", settled(old), Situation{Wish: wish(old), Command: Command{Verb: "x"}}, PhaseSettled, old, []*Authority{old}, "no such command"},
 		{"signer expired", settled(old), Situation{Now: began.AddDate(20, 0, 0), Wish: wish(young)}, PhaseRetiring, young, []*Authority{old, young}, ""},
 	} {

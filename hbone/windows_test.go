@@ -269,6 +269,7 @@ func TestPeerLowersItsStreamLimit(t *testing.T) {
 		}
 	}
 	nc := <-s.Conns
+	defer nc.NetConn().Close() // or our own end waits for it to read the last words
 	if _, err := io.ReadFull(nc, make([]byte, len(http2.ClientPreface))); err != nil {
 		t.Fatal(err)
 	}

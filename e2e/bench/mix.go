@@ -102,7 +102,7 @@ func mix(o order, held []*net.TCPConn) map[string]counted {
 }
 
 // slow is how long a step may take before it counts as failed.
-const slow = 30 * time.Second
+const slow = 2 * time.Minute
 
 func pause(d time.Duration) {
 	if d == 0 {

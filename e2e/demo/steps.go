@@ -28,6 +28,10 @@ const (
 	imageName = "ambit.local/ambit:dev"
 )
 
+// soon is how long what takes a second may take on a machine that is slow and
+// busy: CI runs the demo too.
+const soon = 2 * time.Minute
+
 func up(ctx context.Context, c config) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("needs root: it makes network namespaces, mounts and cgroups")
@@ -109,7 +113,7 @@ func (l *lab) start(ctx context.Context) error {
 		return err
 	}
 	l.detail("%d objects applied", strings.Count(out, "\n"))
-	if out, err = l.ambit(ctx, "status", "--wait", "--timeout", "3m"); err != nil {
+	if out, err = l.ambit(ctx, "status", "--wait", "--timeout", "8m"); err != nil {
 		return fmt.Errorf("ambit did not become healthy:\n%s%w", out, err)
 	}
 	l.detail("%s", out)
@@ -124,12 +128,12 @@ func (l *lab) story(ctx context.Context, rec *recording) (after string, err erro
 	if err := l.apply(ctx, appYAML); err != nil {
 		return "", err
 	}
-	if _, err := l.kubectl(ctx, "wait", "-n", namespace, "--for=condition=Ready", "pod", "--all", "--timeout=60s"); err != nil {
+	if _, err := l.kubectl(ctx, "wait", "-n", namespace, "--for=condition=Ready", "pod", "--all", "--timeout=4m"); err != nil {
 		return "", err
 	}
 
 	// Ready pods are not yet in every node's service table.
-	if err := until(ctx, 20*time.Second, func(ctx context.Context) error { return l.try(ctx, "") }); err != nil {
+	if err := until(ctx, soon, func(ctx context.Context) error { return l.try(ctx, "") }); err != nil {
 		return "", err
 	}
 	before := token("before")
@@ -137,7 +141,7 @@ func (l *lab) story(ctx context.Context, rec *recording) (after string, err erro
 	if err := l.call(ctx, before); err != nil {
 		return "", err
 	}
-	if err := until(ctx, 10*time.Second, func(context.Context) error { return mustContain(rec, before) }); err != nil {
+	if err := until(ctx, soon, func(context.Context) error { return mustContain(rec, before) }); err != nil {
 		return "", err
 	}
 	l.detail("PLAINTEXT: %s was read off the link between the nodes", before)
@@ -146,7 +150,7 @@ func (l *lab) story(ctx context.Context, rec *recording) (after string, err erro
 	if err := l.label(ctx, "istio.io/dataplane-mode=ambient"); err != nil {
 		return "", err
 	}
-	out, err := l.ambit(ctx, "status", "-n", namespace, "--wait", "--timeout", "1m")
+	out, err := l.ambit(ctx, "status", "-n", namespace, "--wait", "--timeout", "4m")
 	if err != nil {
 		return "", fmt.Errorf("the namespace was not meshed:\n%s%w", out, err)
 	}
@@ -194,7 +198,7 @@ func (l *lab) policy(ctx context.Context) error {
 	}
 	applied := time.Now()
 	var refused error
-	if err := until(ctx, 15*time.Second, func(ctx context.Context) error {
+	if err := until(ctx, soon, func(ctx context.Context) error {
 		if refused = l.try(ctx, token("refused")); refused == nil {
 			return errors.New("the call still succeeds")
 		}
@@ -215,7 +219,7 @@ func (l *lab) policy(ctx context.Context) error {
 	if _, err := l.kubectl(ctx, "delete", "authorizationpolicy", "-n", namespace, "no-client"); err != nil {
 		return err
 	}
-	if err := until(ctx, 15*time.Second, func(ctx context.Context) error { return l.try(ctx, token("again")) }); err != nil {
+	if err := until(ctx, soon, func(ctx context.Context) error { return l.try(ctx, token("again")) }); err != nil {
 		return err
 	}
 	l.detail("the call succeeds again")
@@ -229,7 +233,7 @@ func (l *lab) leave(ctx context.Context, rec *recording, meshed string) error {
 	if err := l.label(ctx, "istio.io/dataplane-mode-"); err != nil {
 		return err
 	}
-	if err := until(ctx, 30*time.Second, func(ctx context.Context) error {
+	if err := until(ctx, soon, func(ctx context.Context) error {
 		counts, err := l.counts(ctx)
 		if err == nil && counts["captured"]+counts["leaving"] > 0 {
 			err = fmt.Errorf("still %d captured, %d leaving", counts["captured"], counts["leaving"])
@@ -242,7 +246,7 @@ func (l *lab) leave(ctx context.Context, rec *recording, meshed string) error {
 	// packet is in the file a moment after it was on the link.
 	var sent []string
 	seen := ""
-	if err := until(ctx, 20*time.Second, func(ctx context.Context) error {
+	if err := until(ctx, soon, func(ctx context.Context) error {
 		sent = append(sent, token("left"))
 		if err := l.try(ctx, sent[len(sent)-1]); err != nil {
 			return fmt.Errorf("a call failed after the namespace left the mesh: %w", err)
@@ -285,7 +289,7 @@ func (l *lab) try(ctx context.Context, token string) error {
 
 // call is try with its answer shown.
 func (l *lab) call(ctx context.Context, token string) error {
-	out, err := l.kubectl(ctx, "exec", "-n", namespace, "client", "--", "testapp", "get", "-timeout", "5s", "http://server/"+token)
+	out, err := l.kubectl(ctx, "exec", "-n", namespace, "client", "--", "testapp", "get", "-timeout", "60s", "http://server/"+token)
 	if err != nil {
 		return err
 	}
@@ -302,7 +306,7 @@ func (l *lab) label(ctx context.Context, change string) error {
 // connections opened from then on. Calls without a token tell.
 func (l *lab) meshed(ctx context.Context) error {
 	begin := time.Now()
-	if err := until(ctx, 30*time.Second, func(ctx context.Context) error {
+	if err := until(ctx, soon, func(ctx context.Context) error {
 		if err := l.try(ctx, ""); err != nil {
 			return err
 		}
@@ -331,7 +335,7 @@ func bothIdentities(line string) bool {
 
 // logged waits for a line of the server's node's access log.
 func (l *lab) logged(ctx context.Context, ok func(string) bool) (line string, err error) {
-	err = until(ctx, 15*time.Second, func(ctx context.Context) error {
+	err = until(ctx, soon, func(ctx context.Context) error {
 		line, err = l.find(ctx, ok)
 		return err
 	})

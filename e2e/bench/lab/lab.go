@@ -20,7 +20,7 @@ import (
 )
 
 // patience is how long anything may take that is not being measured.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 // Namespace is where all pods live.
 const Namespace = "demo"

@@ -47,9 +47,18 @@ func (m *monitor) rootsOfClients() map[string]string {
 	if s == nil {
 		return nil
 	}
-	all := map[string]string{}
-	for _, c := range s.Clients() {
-		all[c.Caller.PodUID] = c.Roots
+	return latestRoots(s.Clients())
+}
+
+// latestRoots: a program that was restarted in its pod has lost what it had,
+// and its old stream may not have ended yet.
+func latestRoots(clients []xds.ClientStatus) map[string]string {
+	all, since := map[string]string{}, map[string]time.Time{}
+	for _, c := range clients {
+		uid := c.Caller.PodUID
+		if at, ok := since[uid]; !ok || c.Connected.After(at) {
+			all[uid], since[uid] = c.Roots, c.Connected
+		}
 	}
 	return all
 }

@@ -1,11 +1,29 @@
 package main
 
 import (
+	"maps"
 	"net/http/httptest"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	xds "github.com/ambitmesh/ambit/controller/xds/server"
 )
+
+// TestLatestRoots: of two streams of one pod the younger one is its program's,
+// in whatever order they are listed.
+func TestLatestRoots(t *testing.T) {
+	client := func(uid, roots string, minute int) xds.ClientStatus {
+		return xds.ClientStatus{Caller: xds.Caller{PodUID: uid}, Roots: roots, Connected: time.Unix(int64(60*minute), 0)}
+	}
+	old, young, other := client("a", "two", 1), client("a", "", 2), client("b", "one", 0)
+	for _, list := range [][]xds.ClientStatus{{old, young, other}, {young, other, old}} {
+		if got := latestRoots(list); !maps.Equal(got, map[string]string{"a": "", "b": "one"}) {
+			t.Errorf("%v", got)
+		}
+	}
+}
 
 //ambit:feature security-admin
 func TestDebugIsForLoopback(t *testing.T) {

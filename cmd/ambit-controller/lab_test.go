@@ -207,7 +207,7 @@ func (l *lab) token(pod *corev1.Pod) (string, error) {
 }
 
 // patience is how long a condition may take on a machine that is busy.
-const patience = 30 * time.Second
+const patience = 90 * time.Second
 
 // eventually asks until ok is nil.
 func eventually(t *testing.T, ok func() error) {

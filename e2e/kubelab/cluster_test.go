@@ -88,10 +88,10 @@ func tryKubectl(t *testing.T, c *Cluster, input string, args ...string) (string,
 func eventually(t *testing.T, what string, done func() (string, bool)) {
 	t.Helper()
 	var last string
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
 	defer cancel()
 	if poll(ctx, 100*time.Millisecond, func() (ok bool, err error) { last, ok = done(); return ok, nil }) != nil {
-		t.Fatalf("waited a minute for %s; last: %s", what, last)
+		t.Fatalf("waited four minutes for %s; last: %s", what, last)
 	}
 }
 
@@ -191,7 +191,7 @@ func TestLeavesNothing(t *testing.T) {
 	for range 2 {
 		c := start(t, Options{Nodes: 1})
 		kubectl(t, c, podManifest("left", "node1", "kubelab.local/app:1"), "create", "--validate=false", "-f", "-")
-		kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/left", "--timeout=60s")
+		kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/left", "--timeout=4m")
 		procs := processesOf(t, append(c.Nodes(), c.ControlPlane()))
 		if len(procs) < 8 {
 			t.Errorf("a running cluster has %d processes", len(procs))
@@ -279,9 +279,9 @@ func TestAPIOnly(t *testing.T) {
 func TestNodes(t *testing.T) {
 	c := start(t, Options{DNS: true, ShortTimers: true})
 	kubectl(t, c, podManifest("one", "node1", "kubelab.local/app:1")+"---"+podManifest("two", "node2", "kubelab.local/app:1"), "create", "--validate=false", "-f", "-")
-	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s")
+	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=4m")
 	ask := func(from, to string) (string, bool) {
-		out, err := tryKubectl(t, c, "", "exec", from, "--", "testapp", "get", "-timeout=2s", "http://"+to+"/")
+		out, err := tryKubectl(t, c, "", "exec", from, "--", "testapp", "get", "-timeout=10s", "http://"+to+"/")
 		return out, err == nil
 	}
 
@@ -333,7 +333,7 @@ func TestNodes(t *testing.T) {
 			}
 		}
 		kubectl(t, c, podManifest("many", "node2", "kubelab.local/many:1"), "create", "--validate=false", "-f", "-")
-		kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/many", "--timeout=60s")
+		kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/many", "--timeout=4m")
 		kubectl(t, c, "", "delete", "pod/many", "service/many")
 	})
 	t.Run("capture", func(t *testing.T) { testCapture(t, c, ask) })
@@ -345,11 +345,11 @@ func TestNodes(t *testing.T) {
 		if err := n.Cut(); err != nil {
 			t.Fatal(err)
 		}
-		kubectl(t, c, "", "wait", "--for=condition=Ready=Unknown", "node/node1", "--timeout=60s")
+		kubectl(t, c, "", "wait", "--for=condition=Ready=Unknown", "node/node1", "--timeout=4m")
 		if err := n.Heal(); err != nil {
 			t.Fatal(err)
 		}
-		kubectl(t, c, "", "wait", "--for=condition=Ready", "node/node1", "--timeout=60s")
+		kubectl(t, c, "", "wait", "--for=condition=Ready", "node/node1", "--timeout=4m")
 	})
 	t.Run("reboot", func(t *testing.T) {
 		n, err := c.Node("node2")
@@ -406,14 +406,14 @@ spec:
 // testDaemon is what a CNI agent needs of a node.
 func testDaemon(t *testing.T, c *Cluster) {
 	kubectl(t, c, daemonManifest, "create", "--validate=false", "-f", "-")
-	kubectl(t, c, "", "rollout", "status", "daemonset/agent", "--timeout=60s")
+	kubectl(t, c, "", "rollout", "status", "daemonset/agent", "--timeout=4m")
 	agent := kubectl(t, c, "", "get", "pod", "-l", "app=agent", "--field-selector=spec.nodeName=node1", "-o", "jsonpath={.items[0].metadata.name}")
 	count := func() string {
 		return kubectl(t, c, "", "exec", agent, "--", "sh", "-c", "ls /var/run/netns | wc -l")
 	}
 	before := count()
 	kubectl(t, c, podManifest("later", "node1", "kubelab.local/app:1"), "create", "--validate=false", "-f", "-")
-	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/later", "--timeout=60s")
+	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/later", "--timeout=4m")
 	if after := count(); after == before {
 		t.Errorf("the namespace of a later pod does not show: %s before and after", before)
 	}

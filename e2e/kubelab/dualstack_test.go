@@ -52,7 +52,7 @@ func TestIPv6First(t *testing.T) {
 		t.Errorf("status.podIP is %s", ip)
 	}
 	api := kubectl(t, c, "", "get", "service", "kubernetes", "-o", "jsonpath={.spec.clusterIP}")
-	kubectl(t, c, "", "exec", "two", "--", "testapp", "connect", "-timeout=5s", net.JoinHostPort(api, "443"))
+	kubectl(t, c, "", "exec", "two", "--", "testapp", "connect", "-timeout=60s", net.JoinHostPort(api, "443"))
 }
 
 func testDualStack(t *testing.T, c *Cluster) {
@@ -67,7 +67,7 @@ metadata: {name: six}
 spec: {ipFamilies: [IPv6], selector: {app: two}, ports: [{port: 80, targetPort: 8080}]}
 `
 	kubectl(t, c, both("one", "node1")+"---"+both("two", "node2")+only6, "create", "--validate=false", "-f", "-")
-	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=60s")
+	kubectl(t, c, "", "wait", "--for=condition=Ready", "pod/one", "pod/two", "--timeout=4m")
 	address := func(pod string) string {
 		ips := strings.Fields(kubectl(t, c, "", "get", "pod", pod, "-o", "jsonpath={.status.podIPs[*].ip}"))
 		i := slices.IndexFunc(ips, func(ip string) bool { return strings.Contains(ip, ":") })
@@ -110,7 +110,7 @@ spec: {ipFamilies: [IPv6], selector: {app: two}, ports: [{port: 80, targetPort: 
 		t.Fatal(err)
 	}
 	for _, from := range []*Node{n, c.ControlPlane()} { // as the kubelet, and as the API server
-		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		conn, err := from.Dial(ctx, "tcp", net.JoinHostPort(two, "9090"))
 		cancel()
 		if err != nil {

@@ -37,22 +37,33 @@ func (l *Lab) exec(ctx context.Context, namespace, pod string, stdout, stderr io
 // Try makes one request from a pod and returns the answer.
 func (s *Space) Try(pod, url string) (string, error) { return s.Get(s.t, s.Name, pod, url) }
 
-// Get makes one request from a pod and returns the answer.
+// Get makes one request from a pod and returns the answer. It gives up soon, for
+// who waits: a connection made before kube-proxy's rules never gets anywhere.
 func (l *Lab) Get(t *testing.T, namespace, pod, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	return l.get(t, namespace, pod, url, 5*time.Second)
+}
+
+// GetOnce is Get for a request that is not made again: it is given its time.
+func (l *Lab) GetOnce(t *testing.T, namespace, pod, url string) (string, error) {
+	return l.get(t, namespace, pod, url, time.Minute)
+}
+
+func (l *Lab) get(t *testing.T, namespace, pod, url string, limit time.Duration) (string, error) {
+	ctx, cancel := context.WithTimeout(t.Context(), limit+time.Minute)
 	defer cancel()
 	var out, errs bytes.Buffer
-	err := l.exec(ctx, namespace, pod, &out, &errs, "testapp", "get", "-timeout", "5s", url)
+	err := l.exec(ctx, namespace, pod, &out, &errs, "testapp", "get", "-timeout", limit.String(), url)
 	if err != nil {
 		err = fmt.Errorf("%s: GET %s: %w: %s", pod, url, err, strings.TrimSpace(errs.String()))
 	}
 	return out.String(), err
 }
 
-// Call makes a request that must succeed at once.
+// Call makes a request that must succeed, the first one; when is the machine's
+// affair.
 func (s *Space) Call(pod, url string) string {
 	s.t.Helper()
-	out, err := s.Try(pod, url)
+	out, err := s.GetOnce(s.t, s.Name, pod, url)
 	if err != nil {
 		s.t.Error(err)
 	}
@@ -98,7 +109,7 @@ func (s *Space) Plainly(from, to string) {
 	s.t.Helper()
 	Until(s.t, "traffic from "+from+" to "+to+" to go direct", func() (string, bool) {
 		word := Token("probe")
-		if out, err := s.Try(from, "http://"+to+"/"+word); err != nil {
+		if out, err := s.GetOnce(s.t, s.Name, from, "http://"+to+"/"+word); err != nil {
 			s.t.Errorf("a request failed while the pods were leaving: %v %s", err, out)
 			return "", true
 		}

@@ -23,7 +23,7 @@ const (
 	System = "ambit-system"
 	// Patience is how long a test waits for what should come soon; the
 	// processors may be busy with another cluster.
-	Patience = 90 * time.Second
+	Patience = 4 * time.Minute
 )
 
 // Lab is a cluster. Its fields do not change after it was started.
@@ -133,7 +133,7 @@ func (l *Lab) InstallFrom(t *testing.T, folder string) {
 	t.Helper()
 	l.Kubectl(t, "apply", "--server-side", "--field-manager=ambit-crds", "-k", filepath.Join(l.Root, "deploy/crds"))
 	l.Kubectl(t, "apply", "-k", filepath.Join(l.Root, folder))
-	if out, code := l.Ambit(t, "status", "--wait", "--timeout", "3m"); code != 0 {
+	if out, code := l.Ambit(t, "status", "--wait", "--timeout", "8m"); code != 0 {
 		t.Fatalf("Ambit did not become healthy:\n%s", out)
 	}
 }

@@ -113,7 +113,7 @@ func (s *Space) run(name, node string, labels map[string]string, restart corev1.
 	case len(args) > 0:
 	case account == "server":
 		c.Args = []string{"serve"}
-		c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, ProbeHandler: corev1.ProbeHandler{
+		c.ReadinessProbe = &corev1.Probe{PeriodSeconds: 1, TimeoutSeconds: 10, ProbeHandler: corev1.ProbeHandler{
 			HTTPGet: &corev1.HTTPGetAction{Path: "/ready", Port: intstr.FromInt32(8080)}}}
 	default:
 		c.Args = []string{"sleep"}

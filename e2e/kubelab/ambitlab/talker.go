@@ -48,7 +48,7 @@ func (s *Space) Talk(pod, to string) *Talker {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = s.Exec(ctx, pod, k, k, "testapp", "get", "-n", "0", "-every", "30ms", "-timeout", "2s", "-carry-on", "http://"+to+"/"+k.Word)
+		_ = s.Exec(ctx, pod, k, k, "testapp", "get", "-n", "0", "-every", "30ms", "-timeout", "10s", "-carry-on", "http://"+to+"/"+k.Word)
 	}()
 	k.Stop = sync.OnceFunc(func() { cancel(); <-done })
 	s.t.Cleanup(k.Stop)

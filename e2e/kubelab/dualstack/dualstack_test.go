@@ -54,7 +54,7 @@ func TestDualStack(t *testing.T) {
 	every := func(t *testing.T, word string) {
 		t.Helper()
 		for name, to := range targets {
-			out, err := get(t, l, "shop", "client", to, ambitlab.Token(word))
+			out, err := once(t, l, "client", to, ambitlab.Token(word))
 			if err != nil || !strings.Contains(out, "client=["+client+"]:") {
 				t.Errorf("%s (%s): %v: %s", name, to, err, out)
 			}
@@ -67,13 +67,13 @@ func TestDualStack(t *testing.T) {
 		})
 	}
 	readable := ambitlab.Token("before")
-	if out, err := get(t, l, "shop", "client", at(server), readable); err != nil {
+	if out, err := once(t, l, "client", at(server), readable); err != nil {
 		t.Fatal(out, err)
 	}
 	ambitlab.Until(t, "plaintext in the recording", func() (string, bool) { return "", l.Wire.Has(readable) })
 
 	l.Kubectl(t, "label", "namespace", "shop", "istio.io/dataplane-mode=ambient")
-	if out, code := l.Ambit(t, "status", "-n", "shop", "--wait", "--timeout", "2m"); code != 0 {
+	if out, code := l.Ambit(t, "status", "-n", "shop", "--wait", "--timeout", "6m"); code != 0 {
 		t.Fatalf("the namespace did not become captured:\n%s", out)
 	}
 
@@ -87,7 +87,7 @@ func TestDualStack(t *testing.T) {
 	t.Run("policy by source address", func(t *testing.T) {
 		l.Apply(t, fmt.Sprintf(noClient, client))
 		l.Refused(t, "the client by its IPv6 address", "shop", "client", "http://"+at(server)+"/"+ambitlab.Token("shop"+"-refused"))
-		if _, err := get(t, l, "shop", "client", at(server4), ambitlab.Token("other")); err != nil {
+		if _, err := once(t, l, "client", at(server4), ambitlab.Token("other")); err != nil {
 			t.Errorf("refused by an address it does not have here: %v", err)
 		}
 		l.Kubectl(t, "delete", "authorizationpolicy", "-n", "shop", "no-client")
@@ -104,7 +104,7 @@ func TestDualStack(t *testing.T) {
 	var left []string
 	ambitlab.Until(t, "calls to go direct again", func() (string, bool) {
 		left = append(left, ambitlab.Token("left"))
-		_, err := get(t, l, "shop", "client", at(server), left[len(left)-1])
+		_, err := once(t, l, "client", at(server), left[len(left)-1])
 		if err != nil {
 			t.Errorf("a call failed while the namespace left: %v", err)
 		}
@@ -153,7 +153,7 @@ func late(t *testing.T, l *ambitlab.Lab, server string) {
 	for _, to := range []string{server, extra, second} {
 		l.Refused(t, "plaintext to "+to, "outside", "stranger", "http://"+net.JoinHostPort(to, "8080")+"/"+ambitlab.Token("outside"+"-refused"))
 	}
-	if _, err := get(t, l, "shop", "client", net.JoinHostPort(server, "8080"), ambitlab.Token("meshed")); err != nil {
+	if _, err := once(t, l, "client", net.JoinHostPort(server, "8080"), ambitlab.Token("meshed")); err != nil {
 		t.Errorf("the meshed client: %v", err)
 	}
 	// Probes come over IPv6 here, and are not plaintext of a stranger. One that
@@ -170,7 +170,12 @@ func late(t *testing.T, l *ambitlab.Lab, server string) {
 	l.Kubectl(t, "delete", "peerauthentication", "-n", "shop", "default")
 }
 
-// get makes one request from a pod; the path is a token to look for.
+// once makes a request from a pod of shop that must succeed, get one that is made
+// again until it does; the path is a token to look for.
+func once(t *testing.T, l *ambitlab.Lab, pod, to, token string) (string, error) {
+	return l.GetOnce(t, "shop", pod, "http://"+to+"/"+token)
+}
+
 func get(t *testing.T, l *ambitlab.Lab, namespace, pod, to, token string) (string, error) {
 	return l.Get(t, namespace, pod, "http://"+to+"/"+token)
 }

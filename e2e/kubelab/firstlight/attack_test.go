@@ -50,7 +50,7 @@ func forgedMark(t *testing.T, l *ambitlab.Lab) {
 	s.Captured("client-raw")
 	word := ambitlab.Token("forged")
 	var out, errs bytes.Buffer
-	if err := s.Exec(t.Context(), "client-raw", &out, &errs, "testapp", "get", "-timeout", "10s", "-mark", "0x539", "http://server/"+word); err != nil {
+	if err := s.Exec(t.Context(), "client-raw", &out, &errs, "testapp", "get", "-timeout", "60s", "-mark", "0x539", "http://server/"+word); err != nil {
 		t.Errorf("%v: %s%s", err, out.String(), errs.String())
 	}
 	l.Logged(t, "ztunnel", "node2", `direction="inbound"`, `src.workload="client-raw"`, `src.identity="`+s.ID("client")+`"`)

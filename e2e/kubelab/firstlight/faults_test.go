@@ -54,7 +54,7 @@ func rolledOut(t *testing.T, l *ambitlab.Lab) {
 	_, failed := k.Answers()
 	for _, what := range []string{"daemonset/ambit-cni-node", "deployment/ambit-controller", "daemonset/ztunnel"} {
 		l.Kubectl(t, "rollout", "restart", "-n", ambitlab.System, what)
-		l.Kubectl(t, "rollout", "status", "-n", ambitlab.System, what, "--timeout=90s")
+		l.Kubectl(t, "rollout", "status", "-n", ambitlab.System, what, "--timeout=5m")
 		k.GoesOn("after the rollout of " + what)
 		_, now := k.Answers()
 		t.Logf("%d requests failed during the rollout of %s", now-failed, what)

@@ -70,7 +70,7 @@ func firstByte(t *testing.T, l *ambitlab.Lab) {
 	s.Ready("server", "client")
 	s.Meshed("client", "server")
 	word := ambitlab.Token("first")
-	s.Pod("client-eager", "node1", nil, "get", "-timeout", "10s", "http://server/"+word)
+	s.Pod("client-eager", "node1", nil, "get", "-timeout", "60s", "http://server/"+word)
 	p := s.Watch("client-eager", "finished", func(p *corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	})
@@ -144,7 +144,7 @@ func unlabel(t *testing.T, l *ambitlab.Lab) {
 		"to outside the mesh":   s.Hold("client", "server."+out.Name+":9090", ambitlab.Token("out")),
 		"older than the label":  older,
 	}
-	s.Pod("client-calls", "node1", nil, "get", "-n", "0", "-every", "50ms", "-timeout", "20s", "-carry-on", "http://server/")
+	s.Pod("client-calls", "node1", nil, "get", "-n", "0", "-every", "50ms", "-timeout", "60s", "-carry-on", "http://server/")
 	calls := func(when string) {
 		t.Helper()
 		answers := func() int {

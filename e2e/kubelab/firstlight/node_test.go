@@ -61,7 +61,7 @@ func agentAway(t *testing.T, l *ambitlab.Lab) {
 	}
 	began := time.Now()
 	word := ambitlab.Token("waits")
-	s.Pod("client-waits", "node1", nil, "get", "-timeout", "10s", "http://server/"+word)
+	s.Pod("client-waits", "node1", nil, "get", "-timeout", "60s", "http://server/"+word)
 	plain.Pod("client-later", "node1", nil)
 	plain.Ready("client-later")
 	t.Logf("the pod outside the mesh was ready after %s", time.Since(began).Round(time.Millisecond))
@@ -128,7 +128,7 @@ func uninstall(t *testing.T, l *ambitlab.Lab) {
 	s.Released("client", "server", "client-beside")
 	s.Plainly("client", "server")
 	open.GoesOn("until Ambit is deleted")
-	l.Kubectl(t, "delete", "-k", filepath.Join(l.Root, "deploy/ambit"), "--wait=true", "--timeout=80s")
+	l.Kubectl(t, "delete", "-k", filepath.Join(l.Root, "deploy/ambit"), "--wait=true", "--timeout=5m")
 	s.Call("client", "http://server/")
 	s.Call("client-beside", "http://server/")
 	for _, n := range []string{"node1", "node2"} {
@@ -147,7 +147,7 @@ func uninstall(t *testing.T, l *ambitlab.Lab) {
 		s.Ready("client-later")
 		s.Call("client-later", "http://server/")
 	}
-	l.Kubectl(t, "delete", "-k", filepath.Join(l.Root, "deploy/crds"), "--wait=true", "--timeout=80s")
+	l.Kubectl(t, "delete", "-k", filepath.Join(l.Root, "deploy/crds"), "--wait=true", "--timeout=5m")
 }
 
 func sameJSON(t *testing.T, a, b string) bool {

@@ -38,7 +38,7 @@ spec:
       restartPolicy: Always
       args: [serve, -http, ":8181", -tcp, ""]
       ports: [{name: side-web, containerPort: 8181}]
-      startupProbe: {httpGet: {path: /health/start, port: side-web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
+      startupProbe: {httpGet: {path: /health/start, port: side-web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 240}
       readinessProbe: {httpGet: {path: /health/ready, port: side-web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       livenessProbe: {httpGet: {path: /health/live, port: side-web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
   containers:
@@ -46,7 +46,7 @@ spec:
       image: kubelab.local/app:1
       args: [serve, -http, ":8080", -tcp, ""]
       ports: [{name: web, containerPort: 8080}]
-      startupProbe: {httpGet: {path: /health/start, port: web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
+      startupProbe: {httpGet: {path: /health/start, port: web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 240}
       readinessProbe: {httpGet: {path: /health/ready, port: web}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       livenessProbe: {httpGet: {path: /health/live, port: 8080}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       lifecycle:
@@ -55,22 +55,22 @@ spec:
     - name: tcp
       image: kubelab.local/app:1
       args: [serve, -http, ":8081", -tcp, ":9090"]
-      startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
+      startupProbe: {tcpSocket: {port: 9090}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 240}
       readinessProbe: {tcpSocket: {port: 9090}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       livenessProbe: {tcpSocket: {port: 8081}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
     - name: grpc
       image: kubelab.local/app:1
       args: [serve, -http, ":8082", -tcp, "", -grpc, ":9191"]
-      startupProbe: {grpc: {port: 9191, service: start}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
+      startupProbe: {grpc: {port: 9191, service: start}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 240}
       readinessProbe: {grpc: {port: 9191, service: ready}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
       livenessProbe: {grpc: {port: 9191, service: live}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
     - name: exec
       image: kubelab.local/app:1
       args: [serve, -http, ":8083", -tcp, ""]
       lifecycle: {postStart: {httpGet: {path: /slow/%[2]s, port: 8181}}}
-      startupProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/start"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 60}
-      readinessProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/ready"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
-      livenessProbe: {exec: {command: [testapp, get, "http://127.0.0.1:8083/health/live"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
+      startupProbe: {exec: {command: [testapp, get, -timeout, 15s, "http://127.0.0.1:8083/health/start"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 240}
+      readinessProbe: {exec: {command: [testapp, get, -timeout, 15s, "http://127.0.0.1:8083/health/ready"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
+      livenessProbe: {exec: {command: [testapp, get, -timeout, 15s, "http://127.0.0.1:8083/health/live"]}, periodSeconds: 1, timeoutSeconds: 20, failureThreshold: 1}
 `
 
 // kinds are the containers of the pod: the port each can be made unwell at, what
@@ -152,14 +152,14 @@ func sayOf(t *testing.T, l *ambitlab.Lab, namespace, container, words string) (n
 // plainProcess has a process of the node that is no container's ask the pod.
 func plainProcess(t *testing.T, l *ambitlab.Lab, to string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	c, err := l.Node(t, "node2").Dial(ctx, "tcp", to)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := io.WriteString(c, "GET /health/ready HTTP/1.0\r\n\r\n"); err != nil {
 		return "", err
 	}

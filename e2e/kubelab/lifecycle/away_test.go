@@ -48,10 +48,10 @@ func without(t *testing.T, l *ambitlab.Lab) {
 		return left, left == ""
 	})
 	l.Apply(t, strings.ReplaceAll(text(t, "server"), "name: server,", "name: server-later,"))
-	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/server-later", "--timeout=60s")
+	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/server-later", "--timeout=4m")
 	// What failed while the server was cut off does not count.
 	l.Kubectl(t, "replace", "--force", "--grace-period=0", "-f", only(t, "client"))
-	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=4m")
 	traffic(t, l, "after the node was released")
 	l.Install(t)
 	captured(t, l, true)

@@ -39,7 +39,7 @@ metadata: {name: server, namespace: shop, labels: {app: server}}
 spec:
   nodeName: node2
   containers:
-    - {name: app, image: "kubelab.local/app:1", args: [serve], readinessProbe: {periodSeconds: 1, httpGet: {path: /ready, port: 8080}}}
+    - {name: app, image: "kubelab.local/app:1", args: [serve], readinessProbe: {periodSeconds: 1, timeoutSeconds: 10, httpGet: {path: /ready, port: 8080}}}
 ---
 apiVersion: v1
 kind: Pod
@@ -48,7 +48,7 @@ spec:
   nodeName: node1
   terminationGracePeriodSeconds: 1
   containers:
-    - {name: app, image: "kubelab.local/app:1", args: [get, -n, "0", -every, 50ms, -timeout, 5s, -carry-on, "http://server.shop/"]}
+    - {name: app, image: "kubelab.local/app:1", args: [get, -n, "0", -every, 50ms, -timeout, 60s, -carry-on, "http://server.shop/"]}
 `
 
 // captured waits until every pod of the shop is, or none.
@@ -110,10 +110,10 @@ func TestUninstall(t *testing.T) {
 	after.find(t, "info", "namespace ambit-system", "Ambit is installed")
 	l.Apply(t, shop)
 	captured(t, l, true)
-	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/server", "pod/client", "--timeout=60s")
+	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/server", "pod/client", "--timeout=4m")
 	// What failed before the server was there does not count.
 	l.Kubectl(t, "replace", "--force", "--grace-period=0", "-f", only(t, "client"))
-	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=60s")
+	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/client", "--timeout=4m")
 	captured(t, l, true)
 	traffic(t, l, "in the mesh")
 	t.Run("what is internal is closed to others", func(t *testing.T) { closed(t, l) })
@@ -126,7 +126,7 @@ func TestUninstall(t *testing.T) {
 	captured(t, l, true)
 
 	began := time.Now()
-	out, code = l.Ambit(t, "uninstall", "--yes", "--timeout", "2m")
+	out, code = l.Ambit(t, "uninstall", "--yes", "--timeout", "6m")
 	t.Logf("after %s:\n%s", time.Since(began).Round(100*time.Millisecond), out)
 	if code != 0 {
 		t.Fatalf("exit code %d", code)
@@ -156,7 +156,7 @@ func TestUninstall(t *testing.T) {
 		t.Errorf("the user's label is %q", mode)
 	}
 	l.Apply(t, strings.ReplaceAll(text(t, "client"), "name: client", "name: later"))
-	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/later", "--timeout=30s")
+	l.Kubectl(t, "wait", "-n", "shop", "--for=condition=Ready", "pod/later", "--timeout=4m")
 
 	if out, code := l.Ambit(t, "uninstall", "--yes"); code != 1 || !strings.Contains(out, "nothing of Ambit") {
 		t.Errorf("again: exit code %d\n%s", code, out)
@@ -186,7 +186,7 @@ func closed(t *testing.T, l *ambitlab.Lab) {
 	} {
 		ip := strings.Fields(l.Kubectl(t, "get", "pods", "-n", ambitlab.System, "-l", "app="+c.app, "-o", "jsonpath={.items[*].status.podIP}"))[0]
 		url := fmt.Sprintf(c.url, ip)
-		if out := l.OnNode(t, "node1", "wget -T 3 -O - "+url+" 2>&1; true"); !strings.Contains(out, c.says) {
+		if out := l.OnNode(t, "node1", "wget -T 60 -O - "+url+" 2>&1; true"); !strings.Contains(out, c.says) {
 			t.Errorf("GET %s: want %q, got %.300s", url, c.says, out)
 		}
 	}
@@ -199,7 +199,7 @@ func closed(t *testing.T, l *ambitlab.Lab) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if got, err := c.Read(make([]byte, 64)); !errors.Is(err, io.EOF) {

@@ -127,7 +127,7 @@ func (s *stage) pooled(ctx context.Context, pods []*lab.Pod) error {
 		return err
 	}
 	for _, p := range pods {
-		if err := exchangeFrom(ctx, p, s.meshServer.At(portEcho), 10*time.Second); err != nil {
+		if err := exchangeFrom(ctx, p, s.meshServer.At(portEcho), slow); err != nil {
 			return fmt.Errorf("first connection of %s: %w", p.Name, err)
 		}
 	}
@@ -185,7 +185,7 @@ func (s *stage) restart(ctx context.Context, pods []*lab.Pod) error {
 		errs := make([]error, len(pods))
 		for i, p := range pods {
 			wg.Go(func() {
-				errs[i] = exchangeFrom(ctx, p, s.meshServer.At(portEcho), 30*time.Second)
+				errs[i] = exchangeFrom(ctx, p, s.meshServer.At(portEcho), slow)
 				took[i] = time.Since(began).Seconds()
 			})
 		}
@@ -229,7 +229,7 @@ func (s *stage) policy(ctx context.Context) error {
 			began := time.Now()
 			s.l.Control.Apply(c.d)
 			for try() != c.want {
-				if time.Since(began) > 30*time.Second || ctx.Err() != nil {
+				if time.Since(began) > slow || ctx.Err() != nil {
 					return fmt.Errorf("policy is not enforced after %s: %w", time.Since(began), ctx.Err())
 				}
 			}

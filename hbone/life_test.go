@@ -293,7 +293,7 @@ func TestNothingIsLeft(t *testing.T) {
 		left := ours()
 		if n := openFiles(t); n <= fds && len(left) <= stacks {
 			return
-		} else if i == 200 {
+		} else if i == 3000 {
 			t.Fatalf("%d descriptors, %d before; goroutines:\n%s", n, fds, strings.Join(left, "\n\n"))
 		}
 		pause()

@@ -46,6 +46,7 @@ type Authority struct {
 	key    crypto.Signer
 	chain  []*x509.Certificate // issuer upwards, without roots; empty when the issuer is the root
 	roots  []*x509.Certificate
+	end    time.Time // of the way from the issuer to a root that lasts longest
 	pem    map[string][]byte
 
 	mu      sync.Mutex
@@ -180,25 +181,25 @@ func (a *Authority) issue(pub crypto.PublicKey, tmpl *x509.Certificate, ttl time
 	return x509.CreateCertificate(rand.Reader, tmpl, a.issuer, pub, a.key)
 }
 
-// expiry is when the first certificate of the issuing chain ends. Of several
-// roots the one that lives longest counts: the others are there for overlap.
-func (a *Authority) expiry() time.Time {
-	end := a.issuer.NotAfter
-	for _, c := range a.chain {
-		if c.NotAfter.Before(end) {
-			end = c.NotAfter
+// expiry is when what is issued leads to no root any more. Of several roots
+// those that the issuer is not of do not count: they are there for overlap.
+func (a *Authority) expiry() time.Time { return a.end }
+
+// wayEnd is when the last of several ways to a root ends, which is when the
+// first certificate on it does.
+func wayEnd(ways [][]*x509.Certificate) (last time.Time) {
+	for _, way := range ways {
+		end := way[0].NotAfter
+		for _, c := range way[1:] {
+			if c.NotAfter.Before(end) {
+				end = c.NotAfter
+			}
+		}
+		if end.After(last) {
+			last = end
 		}
 	}
-	var root time.Time
-	for _, r := range a.roots {
-		if r.NotAfter.After(root) {
-			root = r.NotAfter
-		}
-	}
-	if root.Before(end) {
-		end = root
-	}
-	return end
+	return last
 }
 
 // RootPEM is the trust anchors, one PEM block each.

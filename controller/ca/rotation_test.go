@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 )
 
@@ -343,6 +344,43 @@ func TestKeyWhoseCertificatesNobodyAccepts(t *testing.T) {
 			t.Errorf("%s: the Secret and its key are not named: %v", c.name, err)
 		}
 	}
+}
+
+// TestOverlappingRoots: how long another root lives, which is there for the time
+// of a change, does not make certificates of this one live longer.
+//
+//ambit:feature identity-secret-damaged
+func TestOverlappingRoots(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		sign := func(serial int64, ttl time.Duration, parent *x509.Certificate, signer *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
+			key := must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))
+			tmpl := &x509.Certificate{SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: fmt.Sprint(serial)}, NotBefore: time.Now(), NotAfter: time.Now().Add(ttl),
+				IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+			if parent == nil {
+				parent, signer = tmpl, key
+			}
+			return must(x509.ParseCertificate(must(x509.CreateCertificate(rand.Reader, tmpl, parent, key.Public(), signer)))), key
+		}
+		root, rootKey := sign(1, time.Hour, nil, nil)
+		other, _ := sign(2, RootTTL, nil, nil)
+		issuer, key := sign(3, RootTTL, root, rootKey)
+		data := map[string][]byte{
+			KeyCACert: encodePEM("CERTIFICATE", issuer.Raw), KeyCAKey: encodePEM("EC PRIVATE KEY", must(x509.MarshalECPrivateKey(key))),
+			KeyCertChain: encodePEM("CERTIFICATE", issuer.Raw), KeyRootCert: certificatesPEM([]*x509.Certificate{root, other}),
+		}
+		a := must(Load("ns/cacerts", data))
+		if _, end := a.Expiry(); !end.Equal(root.NotAfter) {
+			t.Errorf("the chain ends at %v, its root at %v", end, root.NotAfter)
+		}
+		c := must(a.ServerCertificate("x"))
+		if c.Leaf.NotAfter.After(root.NotAfter) {
+			t.Errorf("issued until %v, which the root does not live to see", c.Leaf.NotAfter)
+		}
+		time.Sleep(2 * time.Hour) // fake time
+		if _, err := Load("ns/cacerts", data); !errors.Is(err, ErrExpired) {
+			t.Errorf("expired: %v", err)
+		}
+	})
 }
 
 //ambit:feature identity-secret-damaged

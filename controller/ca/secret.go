@@ -174,10 +174,6 @@ func (l *loader) check(a *Authority) {
 	if pub, ok := a.key.Public().(interface{ Equal(crypto.PublicKey) bool }); !ok || !pub.Equal(a.issuer.PublicKey) {
 		l.fail(KeyCAKey, fmt.Errorf("does not belong to the certificate in %s", KeyCACert))
 	}
-	if end := a.expiry(); !time.Now().Before(end) {
-		l.fail(KeyCACert, fmt.Errorf("%w at %s", ErrExpired, end.UTC().Format(time.RFC3339)))
-		return
-	}
 	roots, between := x509.NewCertPool(), x509.NewCertPool()
 	for _, r := range a.roots {
 		roots.AddCert(r)
@@ -185,10 +181,16 @@ func (l *loader) check(a *Authority) {
 	for _, c := range a.chain {
 		between.AddCert(c)
 	}
-	_, err := a.issuer.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	ways, err := a.issuer.Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	// Not yet valid is another trouble: there a clock is wrong, and waiting helps.
+	if over := (x509.CertificateInvalidError{}); errors.As(err, &over) && over.Reason == x509.Expired && time.Now().After(over.Cert.NotAfter) {
+		l.fail(KeyCACert, fmt.Errorf("%w at %s", ErrExpired, over.Cert.NotAfter.UTC().Format(time.RFC3339)))
+		return
+	}
 	if err != nil {
 		l.fail(KeyCertChain, fmt.Errorf("does not lead from %s to %s: %w", KeyCACert, KeyRootCert, err))
 	}
+	a.end = wayEnd(ways)
 	if len(l.errs) > 0 {
 		return
 	}

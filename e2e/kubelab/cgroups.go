@@ -129,7 +129,7 @@ func removeCgroup(dir string, self bool) error {
 			last = unix.Rmdir(d)
 			return last == nil || errors.Is(last, unix.ENOENT)
 		}
-		if until(5*time.Second, gone, "") != nil {
+		if until(time.Minute, gone, "") != nil {
 			return fmt.Errorf("remove cgroup %s: %w", d, last)
 		}
 	}

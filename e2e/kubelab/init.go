@@ -221,7 +221,7 @@ func freshGroup(name string) (*os.File, error) {
 	dir := filepath.Join("/sys/fs/cgroup/unified", name)
 	// It stays busy for a moment after its last process was collected.
 	var last error
-	if until(5*time.Second, func() bool { last = unix.Rmdir(dir); return !errors.Is(last, unix.EBUSY) }, "") != nil {
+	if until(time.Minute, func() bool { last = unix.Rmdir(dir); return !errors.Is(last, unix.EBUSY) }, "") != nil {
 		return nil, fmt.Errorf("cgroup %s of the one before: %w", dir, last)
 	}
 	err := unix.Mkdir(dir, 0o755)

@@ -105,7 +105,7 @@ func (a *apiClient) conditions(ctx context.Context, path, condition string) (map
 }
 
 const (
-	startTimeout = 120 * time.Second
+	startTimeout = 5 * time.Minute
 	pollEvery    = 50 * time.Millisecond
 )
 

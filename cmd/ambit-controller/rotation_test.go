@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 	"github.com/ambitmesh/ambit/controller/kube"
 )
 
@@ -27,7 +28,7 @@ type rotationState struct {
 }
 
 func (r *running) rotation(ctx context.Context) (s rotationState, err error) {
-	cm, err := r.client.CoreV1().ConfigMaps("ambit-system").Get(ctx, kube.RotationConfigMap, metav1.GetOptions{})
+	cm, err := r.client.CoreV1().ConfigMaps("ambit-system").Get(ctx, rotation.ConfigMap, metav1.GetOptions{})
 	if err != nil {
 		return s, err
 	}
@@ -53,8 +54,8 @@ func (r *running) command(t *testing.T, verb string, args ...string) string {
 	t.Helper()
 	id := fmt.Sprintf("%s-%d", verb, len(r.log.String()))
 	text := must(json.Marshal(map[string]any{"id": id, "verb": verb, "args": args}))(t)
-	patch := must(json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{kube.CommandAnnotation: string(text)}}}))(t)
-	must(r.client.CoreV1().Secrets("ambit-system").Patch(t.Context(), kube.StateSecret, types.MergePatchType, patch, metav1.PatchOptions{}))(t)
+	patch := must(json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{rotation.CommandAnnotation: string(text)}}}))(t)
+	must(r.client.CoreV1().Secrets("ambit-system").Patch(t.Context(), rotation.StateSecret, types.MergePatchType, patch, metav1.PatchOptions{}))(t)
 	return r.becomes(t, "answer to "+verb, func(s rotationState) bool { return s.Command.ID == id }).Command.Refused
 }
 
@@ -136,7 +137,7 @@ func (r *running) testRootChange(t *testing.T) {
 	r.anchors(t, "prod", 2)
 	r.certs.Forget(id("prod", "web"))
 	cert := must(r.certs.Certificate(t.Context(), id("prod", "web")))(t)
-	old, young := must(secrets.Get(t.Context(), kube.StateSecret, metav1.GetOptions{}))(t).Data["previous-ca-cert.pem"], must(secrets.Get(t.Context(), kube.SelfSignedSecret, metav1.GetOptions{}))(t).Data["ca-cert.pem"]
+	old, young := must(secrets.Get(t.Context(), rotation.StateSecret, metav1.GetOptions{}))(t).Data["previous-ca-cert.pem"], must(secrets.Get(t.Context(), kube.SelfSignedSecret, metav1.GetOptions{}))(t).Data["ca-cert.pem"]
 	if issuer := authorityKey(t, young); string(cert.Leaf.AuthorityKeyId) != issuer || issuer == authorityKey(t, old) {
 		t.Error("the certificate is not of the new key")
 	}
@@ -208,18 +209,18 @@ func (r *running) testDamagedSecrets(t *testing.T, before rotationState) {
 	r.becomes(t, "mended", func(s rotationState) bool { return s.Problem == "" })
 	// What is in force: damaged and gone, it comes back from memory.
 	intact := func() error {
-		s, err := secrets.Get(t.Context(), kube.StateSecret, metav1.GetOptions{})
+		s, err := secrets.Get(t.Context(), rotation.StateSecret, metav1.GetOptions{})
 		if err == nil && string(s.Data["ca-key.pem"]) != string(good.Data["ca-key.pem"]) {
 			err = errors.New("the state Secret is not restored")
 		}
 		return err
 	}
-	state := must(secrets.Get(t.Context(), kube.StateSecret, metav1.GetOptions{}))(t)
+	state := must(secrets.Get(t.Context(), rotation.StateSecret, metav1.GetOptions{}))(t)
 	state.Data["ca-key.pem"] = []byte("not a key")
 	must(secrets.Update(t.Context(), state, metav1.UpdateOptions{}))(t)
 	eventually(t, intact)
 	signs("web")
-	if err := secrets.Delete(t.Context(), kube.StateSecret, metav1.DeleteOptions{}); err != nil {
+	if err := secrets.Delete(t.Context(), rotation.StateSecret, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, intact)

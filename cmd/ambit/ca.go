@@ -15,53 +15,8 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
-)
 
-// Names that the controller reads and writes.
-const (
-	caStateSecret       = "ambit-ca-state"
-	caRotationConfigMap = "ambit-ca-rotation"
-	caCommandAnnotation = "ambitmesh.io/ca-command"
-)
-
-// caStatus is how far a change of the CA is, in the controller's own words.
-type caStatus struct {
-	Phase   string      `json:"phase"`
-	Source  string      `json:"source"`
-	Signer  string      `json:"signer"`
-	Expires time.Time   `json:"expires"`
-	Roots   string      `json:"roots"`
-	Next    *caNext     `json:"next,omitempty"`
-	Retired []caRetired `json:"retired,omitempty"`
-	Problem string      `json:"problem,omitempty"`
-	Command *caAnswer   `json:"command,omitempty"`
-}
-
-type caNext struct {
-	Source   string    `json:"source"`
-	Signer   string    `json:"signer"`
-	Began    time.Time `json:"began"`
-	Deadline time.Time `json:"deadline"`
-	Waiting  []string  `json:"waiting,omitempty"`
-	Without  []string  `json:"without,omitempty"`
-}
-
-type caRetired struct {
-	Serial string    `json:"serial"`
-	Until  time.Time `json:"until"`
-}
-
-type caAnswer struct {
-	ID      string `json:"id"`
-	Verb    string `json:"verb"`
-	Refused string `json:"refused,omitempty"`
-}
-
-// Phases in which the new key does not sign yet.
-const (
-	caDistributing = "distributing"
-	caStalled      = "stalled"
-	caRetiring     = "retiring"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 func caCommand(conn *connection) *cobra.Command {
@@ -96,7 +51,7 @@ func caStatusCommand(conn *connection) *cobra.Command {
 				return err
 			}
 			if s == nil {
-				return fmt.Errorf("configmap %s/%s is not there: is a controller of this version running?", c.system, caRotationConfigMap)
+				return fmt.Errorf("configmap %s/%s is not there: is a controller of this version running?", c.system, rotation.ConfigMap)
 			}
 			if output != "table" {
 				return encode(cmd.OutOrStdout(), output, s)
@@ -108,7 +63,7 @@ func caStatusCommand(conn *connection) *cobra.Command {
 	return cmd
 }
 
-func printCA(w io.Writer, s caStatus) error {
+func printCA(w io.Writer, s rotation.Status) error {
 	tw := tabwriter.NewWriter(w, 0, 4, 3, ' ', 0)
 	when := func(t time.Time) string { return t.UTC().Format(time.RFC3339) }
 	fmt.Fprintf(tw, "phase\t%s\n", s.Phase)
@@ -116,7 +71,7 @@ func printCA(w io.Writer, s caStatus) error {
 	fmt.Fprintf(tw, "trusted\t%s\n", s.Roots)
 	if n := s.Next; n != nil {
 		fmt.Fprintf(tw, "next\t%s of Secret %s, begun at %s\n", n.Signer, n.Source, when(n.Began))
-		if s.Phase == caStalled {
+		if s.Phase == rotation.PhaseStalled {
 			fmt.Fprintf(tw, "stalled\tnot everybody had the new root by %s; ambit ca continue\n", when(n.Deadline))
 		}
 		for _, who := range n.Waiting {
@@ -256,7 +211,7 @@ func runCA(cmd *cobra.Command, conn *connection, f caWait, verb string, args ...
 	}
 	switch {
 	case !f.wait:
-	case s.Phase == caStalled, s.Phase == caDistributing:
+	case s.Phase == rotation.PhaseStalled, s.Phase == rotation.PhaseDistributing:
 		return errUnhealthy
 	case target != "" && s.Signer != target:
 		fmt.Fprintf(cmd.ErrOrStderr(), "ambit: the change was given up: %s signs, and not %s\n", s.Signer, target)
@@ -267,19 +222,19 @@ func runCA(cmd *cobra.Command, conn *connection, f caWait, verb string, args ...
 
 // commandCA writes the command down and waits until the controller says what
 // became of it.
-func (c *cluster) commandCA(ctx context.Context, verb string, args []string) (caStatus, error) {
+func (c *cluster) commandCA(ctx context.Context, verb string, args []string) (rotation.Status, error) {
 	id := rand.Text()
-	text, err := json.Marshal(map[string]any{"id": id, "verb": verb, "args": args})
+	text, err := json.Marshal(rotation.Command{ID: id, Verb: verb, Args: args})
 	if err != nil {
-		return caStatus{}, err
+		return rotation.Status{}, err
 	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{caCommandAnnotation: string(text)}}})
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{rotation.CommandAnnotation: string(text)}}})
 	if err != nil {
-		return caStatus{}, err
+		return rotation.Status{}, err
 	}
-	_, err = c.core.Secrets(c.system).Patch(ctx, caStateSecret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ambit"})
+	_, err = c.core.Secrets(c.system).Patch(ctx, rotation.StateSecret, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: "ambit"})
 	if err != nil {
-		return caStatus{}, fmt.Errorf("secret %s/%s: %w", c.system, caStateSecret, err)
+		return rotation.Status{}, fmt.Errorf("secret %s/%s: %w", c.system, rotation.StateSecret, err)
 	}
 	for {
 		s, err := c.caStatus(ctx)
@@ -287,21 +242,21 @@ func (c *cluster) commandCA(ctx context.Context, verb string, args []string) (ca
 			return *s, nil
 		}
 		if !pause(ctx, 300*time.Millisecond) {
-			return caStatus{}, fmt.Errorf("no controller has taken the command up: does one hold the Lease ambit-controller-leader? (%w)", errors.Join(err, ctx.Err()))
+			return rotation.Status{}, fmt.Errorf("no controller has taken the command up: does one hold the Lease ambit-controller-leader? (%w)", errors.Join(err, ctx.Err()))
 		}
 	}
 }
 
 // awaitSwitch follows a change until the new key signs or it is stalled, and
 // says on the way whom it waits for.
-func (c *cluster) awaitSwitch(ctx context.Context, progress io.Writer) (caStatus, error) {
+func (c *cluster) awaitSwitch(ctx context.Context, progress io.Writer) (rotation.Status, error) {
 	said := ""
-	var last caStatus
+	var last rotation.Status
 	for {
 		s, err := c.caStatus(ctx)
 		if err == nil && s != nil {
 			last = *s
-			if s.Phase != caDistributing {
+			if s.Phase != rotation.PhaseDistributing {
 				return last, nil
 			}
 			if text := waitingFor(s.Next); text != said {
@@ -319,7 +274,7 @@ func (c *cluster) awaitSwitch(ctx context.Context, progress io.Writer) (caStatus
 }
 
 // waitingFor is one line, however many there are.
-func waitingFor(n *caNext) string {
+func waitingFor(n *rotation.Next) string {
 	const named = 5
 	if n == nil || len(n.Waiting) == 0 {
 		return "the new root is being made known"
@@ -331,24 +286,24 @@ func waitingFor(n *caNext) string {
 	return text
 }
 
-// caStatus is nil without an error when no controller has written it.
-func (c *cluster) caStatus(ctx context.Context) (*caStatus, error) {
-	cm, err := c.core.ConfigMaps(c.system).Get(ctx, caRotationConfigMap, metav1.GetOptions{})
+// rotation.Status is nil without an error when no controller has written it.
+func (c *cluster) caStatus(ctx context.Context) (*rotation.Status, error) {
+	cm, err := c.core.ConfigMaps(c.system).Get(ctx, rotation.ConfigMap, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) || err == nil && cm.Data["status"] == "" {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("configmap %s/%s: %w", c.system, caRotationConfigMap, err)
+		return nil, fmt.Errorf("configmap %s/%s: %w", c.system, rotation.ConfigMap, err)
 	}
-	var s caStatus
+	var s rotation.Status
 	if err := json.Unmarshal([]byte(cm.Data["status"]), &s); err != nil {
-		return nil, fmt.Errorf("configmap %s/%s: key status: %w", c.system, caRotationConfigMap, err)
+		return nil, fmt.Errorf("configmap %s/%s: key status: %w", c.system, rotation.ConfigMap, err)
 	}
 	return &s, nil
 }
 
 // judgeCA is what ambit status says of the CA.
-func judgeCA(s *caStatus, r *report) {
+func judgeCA(s *rotation.Status, r *report) {
 	if s == nil {
 		return
 	}
@@ -356,11 +311,11 @@ func judgeCA(s *caStatus, r *report) {
 		r.Problems = append(r.Problems, "certificate authority: "+s.Problem)
 	}
 	switch s.Phase {
-	case caStalled:
+	case rotation.PhaseStalled:
 		r.Problems = append(r.Problems, fmt.Sprintf("the change of the root certificate is stalled, %s: ambit ca status", waitingFor(s.Next)))
-	case caDistributing:
+	case rotation.PhaseDistributing:
 		r.Notes = append(r.Notes, "the root certificate is being changed: "+waitingFor(s.Next))
-	case caRetiring:
+	case rotation.PhaseRetiring:
 		var until time.Time
 		for _, old := range s.Retired {
 			if old.Until.After(until) {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 //ambit:feature identity-root-stalled identity-ca-away
@@ -22,15 +24,15 @@ func TestJudgeCA(t *testing.T) {
 	until := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	for _, c := range []struct {
 		name           string
-		s              *caStatus
+		s              *rotation.Status
 		problems, note string
 	}{
 		{"unknown", nil, "", ""},
-		{"settled", &caStatus{Phase: "settled"}, "", ""},
-		{"damaged", &caStatus{Phase: "settled", Problem: "secret a/b: key c: no"}, "secret a/b: key c: no", ""},
-		{"waiting", &caStatus{Phase: caDistributing, Next: &caNext{Waiting: []string{"ztunnel z on n"}}}, "", "waiting for ztunnel z on n"},
-		{"stalled", &caStatus{Phase: caStalled, Next: &caNext{Waiting: []string{"1", "2", "3", "4", "5", "6", "7"}}}, "waiting for 1, 2, 3, 4, 5 and 2 more: ambit ca status", ""},
-		{"retiring", &caStatus{Phase: caRetiring, Retired: []caRetired{{Until: until}, {Until: until.Add(-time.Hour)}}}, "", "2026-05-01T12:00:00Z"},
+		{"settled", &rotation.Status{Phase: "settled"}, "", ""},
+		{"damaged", &rotation.Status{Phase: "settled", Problem: "secret a/b: key c: no"}, "secret a/b: key c: no", ""},
+		{"waiting", &rotation.Status{Phase: rotation.PhaseDistributing, Next: &rotation.Next{Waiting: []string{"ztunnel z on n"}}}, "", "waiting for ztunnel z on n"},
+		{"stalled", &rotation.Status{Phase: rotation.PhaseStalled, Next: &rotation.Next{Waiting: []string{"1", "2", "3", "4", "5", "6", "7"}}}, "waiting for 1, 2, 3, 4, 5 and 2 more: ambit ca status", ""},
+		{"retiring", &rotation.Status{Phase: rotation.PhaseRetiring, Retired: []rotation.Retired{{Until: until}, {Until: until.Add(-time.Hour)}}}, "", "2026-05-01T12:00:00Z"},
 	} {
 		f := sound()
 		f.CA = c.s
@@ -54,9 +56,9 @@ func TestJudgeCA(t *testing.T) {
 func TestPrintCA(t *testing.T) {
 	at := time.Date(2026, 5, 1, 12, 0, 0, 0, time.UTC)
 	var b bytes.Buffer
-	err := printCA(&b, caStatus{Phase: caStalled, Source: "ambit-ca-secret", Signer: "aa", Roots: "bb", Expires: at, Problem: "p",
-		Next:    &caNext{Source: "cacerts", Signer: "cc", Began: at, Deadline: at, Waiting: []string{"node n"}, Without: []string{"node m"}},
-		Retired: []caRetired{{"7f", at}}})
+	err := printCA(&b, rotation.Status{Phase: rotation.PhaseStalled, Source: "ambit-ca-secret", Signer: "aa", Roots: "bb", Expires: at, Problem: "p",
+		Next:    &rotation.Next{Source: "cacerts", Signer: "cc", Began: at, Deadline: at, Waiting: []string{"node n"}, Without: []string{"node m"}},
+		Retired: []rotation.Retired{{Serial: "7f", Until: at}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,27 +94,27 @@ func TestRetireNeedsForce(t *testing.T) {
 //
 //ambit:feature identity-root-cli
 func TestRotateWaits(t *testing.T) {
-	under := func(phase, signer string) caStatus {
-		s := caStatus{Phase: phase, Signer: signer, Next: &caNext{Signer: "new", Waiting: []string{"node n"}}}
-		if phase != caDistributing && phase != caStalled {
+	under := func(phase, signer string) rotation.Status {
+		s := rotation.Status{Phase: phase, Signer: signer, Next: &rotation.Next{Signer: "new", Waiting: []string{"node n"}}}
+		if phase != rotation.PhaseDistributing && phase != rotation.PhaseStalled {
 			s.Next = nil
 		}
 		return s
 	}
 	for _, c := range []struct {
 		name    string
-		answer  caStatus   // to the command
-		then    []caStatus // what follows it; the last stays
-		forbids bool       // to read the status
+		answer  rotation.Status   // to the command
+		then    []rotation.Status // what follows it; the last stays
+		forbids bool              // to read the status
 		want    int
 		says    string
 	}{
-		{"done", under(caDistributing, "old"), []caStatus{under(caDistributing, "old"), under(caRetiring, "new")}, false, exitHealthy, "waiting for node n"},
-		{"done at once", under(caRetiring, "new"), nil, false, exitHealthy, caRetiring},
-		{"stalled", under(caDistributing, "old"), []caStatus{under(caStalled, "old")}, false, exitUnhealthy, caStalled},
-		{"taken back by somebody else", under(caDistributing, "old"), []caStatus{under("settled", "old")}, false, exitUnhealthy, "given up: old signs, and not new"},
-		{"refused", caStatus{Command: &caAnswer{Refused: "plugged in"}}, nil, false, exitUnhealthy, "refused: plugged in"},
-		{"may not read the answer", caStatus{}, nil, true, exitUnknown, "ambit-system/ambit-ca-rotation"},
+		{"done", under(rotation.PhaseDistributing, "old"), []rotation.Status{under(rotation.PhaseDistributing, "old"), under(rotation.PhaseRetiring, "new")}, false, exitHealthy, "waiting for node n"},
+		{"done at once", under(rotation.PhaseRetiring, "new"), nil, false, exitHealthy, rotation.PhaseRetiring},
+		{"stalled", under(rotation.PhaseDistributing, "old"), []rotation.Status{under(rotation.PhaseStalled, "old")}, false, exitUnhealthy, rotation.PhaseStalled},
+		{"taken back by somebody else", under(rotation.PhaseDistributing, "old"), []rotation.Status{under("settled", "old")}, false, exitUnhealthy, "given up: old signs, and not new"},
+		{"refused", rotation.Status{Command: &rotation.Answer{Refused: "plugged in"}}, nil, false, exitUnhealthy, "refused: plugged in"},
+		{"may not read the answer", rotation.Status{}, nil, true, exitUnknown, "ambit-system/ambit-ca-rotation"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var mu sync.Mutex
@@ -131,7 +133,7 @@ func TestRotateWaits(t *testing.T) {
 					if err := json.Unmarshal(body, &patch); err != nil {
 						t.Error(err)
 					}
-					if err := json.Unmarshal([]byte(patch.Metadata.Annotations[caCommandAnnotation]), &cmd); err != nil || cmd.Verb != "rotate" || !strings.HasSuffix(r.URL.Path, "/ambit-system/secrets/ambit-ca-state") {
+					if err := json.Unmarshal([]byte(patch.Metadata.Annotations[rotation.CommandAnnotation]), &cmd); err != nil || cmd.Verb != "rotate" || !strings.HasSuffix(r.URL.Path, "/ambit-system/secrets/ambit-ca-state") {
 						t.Errorf("%s: %s, %v", r.URL.Path, body, err)
 					}
 					id = cmd.ID
@@ -141,13 +143,13 @@ func TestRotateWaits(t *testing.T) {
 					w.WriteHeader(http.StatusForbidden)
 					_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Code: 403, Reason: metav1.StatusReasonForbidden})
 				default:
-					now := caStatus{Phase: "settled", Signer: "old"}
+					now := rotation.Status{Phase: "settled", Signer: "old"}
 					if id != "" {
 						if now = c.answer; shown >= 0 && len(c.then) > 0 {
 							now = c.then[min(shown, len(c.then)-1)]
 						}
 						shown++
-						answer := caAnswer{ID: id}
+						answer := rotation.Answer{ID: id}
 						if c.answer.Command != nil {
 							answer.Refused = c.answer.Command.Refused
 						}

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 // facts are what was asked of the cluster; judge needs nothing else.
@@ -15,7 +17,7 @@ type facts struct {
 	Leaving    string // since when the agents are asked to release their nodes
 	Installed  map[string]expected
 	Components []component
-	CA         *caStatus                    // nil: unknown
+	CA         *rotation.Status             // nil: unknown
 	Namespaces map[string]map[string]string // labels
 	Excluded   map[string]bool              // namespaces the agent leaves alone
 	Pods       []corev1.Pod

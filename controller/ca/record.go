@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 // Record is what is in force and how far a change of it is. It outlives every
@@ -44,30 +46,17 @@ type Retired struct {
 	Until time.Time
 }
 
-// Phases of a change, in their order.
-const (
-	PhaseSettled      = "settled"
-	PhaseDistributing = "distributing" // the new root is made known, the old key signs
-	PhaseStalled      = "stalled"      // the same, but somebody lacked it for too long
-	PhaseRetiring     = "retiring"     // the new key signs, the old root is still trusted
-)
-
-// Phases are all of them.
-func Phases() []string {
-	return []string{PhaseSettled, PhaseDistributing, PhaseStalled, PhaseRetiring}
-}
-
 // Phase names how far the record is.
 func (r *Record) Phase() string {
 	switch {
 	case r.Next != nil && r.Next.Stalled:
-		return PhaseStalled
+		return rotation.PhaseStalled
 	case r.Next != nil:
-		return PhaseDistributing
+		return rotation.PhaseDistributing
 	case len(r.Retired) > 0:
-		return PhaseRetiring
+		return rotation.PhaseRetiring
 	}
-	return PhaseSettled
+	return rotation.PhaseSettled
 }
 
 // Bundle is everything that is trusted: the signer's roots, those to come and

@@ -17,6 +17,8 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 var began = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
@@ -50,40 +52,40 @@ func TestRotationStepByStep(t *testing.T) {
 		return out
 	}
 	// Lacking is about the bundle before: it does not count yet.
-	step(at(0), PhaseDistributing, old, young)
+	step(at(0), rotation.PhaseDistributing, old, young)
 	if r.Signer != old {
 		t.Fatal("switched before anybody could know")
 	}
-	out := step(at(time.Second, "node-b"), PhaseDistributing, old, young)
+	out := step(at(time.Second, "node-b"), rotation.PhaseDistributing, old, young)
 	if !slices.Equal(out.Waiting, []string{"node-b"}) {
 		t.Errorf("waiting for %v", out.Waiting)
 	}
-	step(at(10*time.Minute, "node-b"), PhaseStalled, old, young)
+	step(at(10*time.Minute, "node-b"), rotation.PhaseStalled, old, young)
 	// Everybody has it now, but after a stall only a command goes on.
-	step(at(11*time.Minute), PhaseStalled, old, young)
+	step(at(11*time.Minute), rotation.PhaseStalled, old, young)
 	again := at(12*time.Minute, "node-b", "node-c")
 	again.Command = Command{Verb: CommandContinue}
-	step(again, PhaseDistributing, old, young)
+	step(again, rotation.PhaseDistributing, old, young)
 	without := at(13*time.Minute, "node-b", "node-c")
 	without.Command = Command{Verb: CommandWithout, Args: []string{"node-b"}}
-	if out := step(without, PhaseDistributing, old, young); !slices.Equal(out.Waiting, []string{"node-c"}) {
+	if out := step(without, rotation.PhaseDistributing, old, young); !slices.Equal(out.Waiting, []string{"node-c"}) {
 		t.Errorf("waiting for %v", out.Waiting)
 	}
 	early := at(13*time.Minute, "node-b", "node-c")
 	early.Command = Command{Verb: CommandRetire}
-	if out := step(early, PhaseDistributing, old, young); out.Refused == nil {
+	if out := step(early, rotation.PhaseDistributing, old, young); out.Refused == nil {
 		t.Error("the only root in use may be removed")
 	}
 	bundle := r.Bundle()
-	step(at(14*time.Minute, "node-b"), PhaseRetiring, old, young)
+	step(at(14*time.Minute, "node-b"), rotation.PhaseRetiring, old, young)
 	if r.Signer != young || r.Previous != old || r.server() != old || r.Source != "cacerts" {
 		t.Error("the new key does not sign, or the old one not the server's certificate")
 	}
 	if !bytes.Equal(bundle, r.Bundle()) {
 		t.Error("the switch changes what is trusted")
 	}
-	step(at(14*time.Minute+time.Hour+lag-time.Second), PhaseRetiring, old, young)
-	step(at(14*time.Minute+time.Hour+lag), PhaseSettled, young)
+	step(at(14*time.Minute+time.Hour+lag-time.Second), rotation.PhaseRetiring, old, young)
+	step(at(14*time.Minute+time.Hour+lag), rotation.PhaseSettled, young)
 	if r.Previous != nil {
 		t.Error("the old key is kept")
 	}
@@ -103,16 +105,16 @@ func TestDeadlineWaitsForANewLeader(t *testing.T) {
 			return out.Record.Phase()
 		}
 		patience := min(timeout, comeback)
-		if got := at(0, "node-b"); got != PhaseDistributing {
+		if got := at(0, "node-b"); got != rotation.PhaseDistributing {
 			t.Errorf("%v: at once: %s", timeout, got)
 		}
-		if got := at(patience-1, "node-b"); got != PhaseDistributing {
+		if got := at(patience-1, "node-b"); got != rotation.PhaseDistributing {
 			t.Errorf("%v: before they can be back: %s", timeout, got)
 		}
-		if got := at(patience - 1); got != PhaseRetiring {
+		if got := at(patience - 1); got != rotation.PhaseRetiring {
 			t.Errorf("%v: when all are back: %s", timeout, got)
 		}
-		if got := at(patience, "node-b"); got != PhaseStalled {
+		if got := at(patience, "node-b"); got != rotation.PhaseStalled {
 			t.Errorf("%v: one did not come: %s", timeout, got)
 		}
 	}
@@ -133,26 +135,26 @@ func TestRotationByWay(t *testing.T) {
 		trusted []*Authority
 		refused string
 	}{
-		{"as it is", settled(old), Situation{Wish: wish(old)}, PhaseSettled, old, []*Authority{old}, ""},
-		{"Secret gone", settled(old), Situation{}, PhaseSettled, old, []*Authority{old}, ""},
-		{"Secret damaged", settled(old), Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, PhaseSettled, old, []*Authority{old}, ""},
-		{"damaged under way", underWay, Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, PhaseDistributing, old, []*Authority{old, young}, ""},
-		{"gone under way", underWay, Situation{}, PhaseSettled, old, []*Authority{old}, ""},
-		{"taken back under way", underWay, Situation{Wish: wish(old)}, PhaseSettled, old, []*Authority{old}, ""},
-		{"another under way", underWay, Situation{Wish: wish(third)}, PhaseDistributing, old, []*Authority{old, third}, ""},
-		{"another while the old root goes", retiring, Situation{Wish: wish(third)}, PhaseDistributing, young, []*Authority{old, young, third}, ""},
-		{"back while the old root goes", retiring, Situation{Wish: wish(old)}, PhaseDistributing, young, []*Authority{old, young}, ""},
-		{"the same root, a new certificate of it", settled(old), Situation{Wish: wish(renewed)}, PhaseDistributing, old, []*Authority{old}, ""},
-		{"told to go on with nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandContinue}}, PhaseSettled, old, []*Authority{old}, "no change"},
-		{"told to remove nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandRetire}}, PhaseSettled, old, []*Authority{old}, "no old root"},
-		{"told to remove before the switch", underWay, Situation{Wish: wish(young), Lacking: []string{"n"}, Command: Command{Verb: CommandRetire}}, PhaseDistributing, old, []*Authority{old, young}, "does not sign yet"},
-		{"told to remove after it", retiring, Situation{Wish: wish(young), Command: Command{Verb: CommandRetire}}, PhaseSettled, young, []*Authority{young}, ""},
+		{"as it is", settled(old), Situation{Wish: wish(old)}, rotation.PhaseSettled, old, []*Authority{old}, ""},
+		{"Secret gone", settled(old), Situation{}, rotation.PhaseSettled, old, []*Authority{old}, ""},
+		{"Secret damaged", settled(old), Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, rotation.PhaseSettled, old, []*Authority{old}, ""},
+		{"damaged under way", underWay, Situation{Wish: &Wish{Source: "cacerts", Err: errors.New("no")}}, rotation.PhaseDistributing, old, []*Authority{old, young}, ""},
+		{"gone under way", underWay, Situation{}, rotation.PhaseSettled, old, []*Authority{old}, ""},
+		{"taken back under way", underWay, Situation{Wish: wish(old)}, rotation.PhaseSettled, old, []*Authority{old}, ""},
+		{"another under way", underWay, Situation{Wish: wish(third)}, rotation.PhaseDistributing, old, []*Authority{old, third}, ""},
+		{"another while the old root goes", retiring, Situation{Wish: wish(third)}, rotation.PhaseDistributing, young, []*Authority{old, young, third}, ""},
+		{"back while the old root goes", retiring, Situation{Wish: wish(old)}, rotation.PhaseDistributing, young, []*Authority{old, young}, ""},
+		{"the same root, a new certificate of it", settled(old), Situation{Wish: wish(renewed)}, rotation.PhaseDistributing, old, []*Authority{old}, ""},
+		{"told to go on with nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandContinue}}, rotation.PhaseSettled, old, []*Authority{old}, "no change"},
+		{"told to remove nothing", settled(old), Situation{Wish: wish(old), Command: Command{Verb: CommandRetire}}, rotation.PhaseSettled, old, []*Authority{old}, "no old root"},
+		{"told to remove before the switch", underWay, Situation{Wish: wish(young), Lacking: []string{"n"}, Command: Command{Verb: CommandRetire}}, rotation.PhaseDistributing, old, []*Authority{old, young}, "does not sign yet"},
+		{"told to remove after it", retiring, Situation{Wish: wish(young), Command: Command{Verb: CommandRetire}}, rotation.PhaseSettled, young, []*Authority{young}, ""},
 		{"told to go on without a stranger", underWay, Situation{Wish: wish(young), Lacking: []string{"node a"}, Command: Command{Verb: CommandWithout, Args: []string{"node a", "nodeb"}}},
-			PhaseDistributing, old, []*Authority{old, young}, `"nodeb" is not among those that lack the new root: node a`},
+			rotation.PhaseDistributing, old, []*Authority{old, young}, `"nodeb" is not among those that lack the new root: node a`},
 		{"told to go on without", underWay, Situation{Wish: wish(young), Lacking: []string{"node a"}, Command: Command{Verb: CommandWithout, Args: []string{"node a"}}},
-			PhaseRetiring, young, []*Authority{old, young}, ""},
-		{"nonsense", settled(old), Situation{Wish: wish(old), Command: Command{Verb: "x"}}, PhaseSettled, old, []*Authority{old}, "no such command"},
-		{"signer expired", settled(old), Situation{Now: began.AddDate(20, 0, 0), Wish: wish(young)}, PhaseRetiring, young, []*Authority{old, young}, ""},
+			rotation.PhaseRetiring, young, []*Authority{old, young}, ""},
+		{"nonsense", settled(old), Situation{Wish: wish(old), Command: Command{Verb: "x"}}, rotation.PhaseSettled, old, []*Authority{old}, "no such command"},
+		{"signer expired", settled(old), Situation{Now: began.AddDate(20, 0, 0), Wish: wish(young)}, rotation.PhaseRetiring, young, []*Authority{old, young}, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			if c.s.Now.IsZero() {

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 // RotationConfig of a Rotation.
@@ -70,13 +71,13 @@ func NewRotation(cfg RotationConfig, record *ca.Record) (*Rotation, error) {
 		r.factories = append(r.factories, f)
 		return f
 	}
-	for _, name := range []string{PluggedInSecret, SelfSignedSecret, StateSecret} {
+	for _, name := range []string{PluggedInSecret, SelfSignedSecret, rotation.StateSecret} {
 		r.secrets[name] = factory(name).Core().V1().Secrets().Informer()
 		if err := r.wakeOn(r.secrets[name]); err != nil {
 			return nil, err
 		}
 	}
-	r.report = factory(RotationConfigMap).Core().V1().ConfigMaps().Informer()
+	r.report = factory(rotation.ConfigMap).Core().V1().ConfigMaps().Informer()
 	return r, r.wakeOn(r.report)
 }
 
@@ -149,16 +150,16 @@ func (r *Rotation) current() (*ca.Record, *corev1.Secret, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	// Under the lock: of two that look, the later must not take up the older.
-	state := get[*corev1.Secret](r.secrets[StateSecret], r.cfg.Namespace+"/"+StateSecret)
+	state := get[*corev1.Secret](r.secrets[rotation.StateSecret], r.cfg.Namespace+"/"+rotation.StateSecret)
 	if state != nil && (state.ResourceVersion == r.seen || holds(state, r.record)) {
 		// The same record needs no reading: one whose signer has expired could
 		// not be read again, and it is by a command that it is replaced.
 		r.said, r.seen = "", state.ResourceVersion
 		return r.record, state, nil
 	}
-	record, err := (*ca.Record)(nil), fmt.Errorf("secret %s/%s is gone", r.cfg.Namespace, StateSecret)
+	record, err := (*ca.Record)(nil), fmt.Errorf("secret %s/%s is gone", r.cfg.Namespace, rotation.StateSecret)
 	if state != nil {
-		record, err = ca.LoadRecord(r.cfg.Namespace+"/"+StateSecret, state.Data)
+		record, err = ca.LoadRecord(r.cfg.Namespace+"/"+rotation.StateSecret, state.Data)
 	}
 	if err != nil {
 		if r.said != err.Error() {
@@ -232,7 +233,7 @@ func newRotationMetrics(reg prometheus.Registerer) rotationMetrics {
 }
 
 func (m *rotationMetrics) phase(now string) {
-	for _, p := range ca.Phases() {
+	for _, p := range rotation.Phases() {
 		v := 0.0
 		if p == now {
 			v = 1

@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 // rotating is a Rotation whose watches and API server are this test: what is
@@ -29,7 +30,7 @@ type rotating struct {
 	t       *testing.T
 	lacking []string
 	version int
-	answer  *commandStatus
+	answer  *rotation.Answer
 	report  map[string]string
 }
 
@@ -102,29 +103,29 @@ func newRotating(t *testing.T, signer *ca.Authority) *rotating {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.put(secretOf(StateSecret, data))
+	r.put(secretOf(rotation.StateSecret, data))
 	r.put(secretOf(SelfSignedSecret, signer.SecretData()))
 	return r
 }
 
 // look is one look of the replica that leads.
-func (r *rotating) look() rotationStatus {
+func (r *rotating) look() rotation.Status {
 	r.t.Helper()
 	if _, err := r.step(r.t.Context(), time.Hour, &r.answer); err != nil {
 		r.t.Fatal(err)
 	}
-	var s rotationStatus
-	if err := json.Unmarshal([]byte(r.report[statusKey]), &s); err != nil {
+	var s rotation.Status
+	if err := json.Unmarshal([]byte(r.report[rotation.StatusKey]), &s); err != nil {
 		r.t.Fatal(err)
 	}
 	return s
 }
 
 // command is what the CLI does, and the look that follows.
-func (r *rotating) command(verb string) rotationStatus {
+func (r *rotating) command(verb string) rotation.Status {
 	r.t.Helper()
-	state := r.secret(StateSecret)
-	state.Annotations = map[string]string{CommandAnnotation: `{"id":"` + verb + `","verb":"` + verb + `"}`}
+	state := r.secret(rotation.StateSecret)
+	state.Annotations = map[string]string{rotation.CommandAnnotation: `{"id":"` + verb + `","verb":"` + verb + `"}`}
 	r.put(*state)
 	s := r.look()
 	if s.Command == nil || s.Command.ID != verb || s.Command.Refused != "" {
@@ -142,14 +143,14 @@ func TestAbortAtTheLastMoment(t *testing.T) {
 		old := selfSigned(t)
 		r := newRotating(t, old)
 		r.lacking = []string{"node b"}
-		if s := r.command(commandRotate); s.Phase != ca.PhaseDistributing {
+		if s := r.command(commandRotate); s.Phase != rotation.PhaseDistributing {
 			t.Fatalf("%+v", s)
 		}
 		r.lacking = nil
-		if s := r.command(commandAbort); s.Phase != ca.PhaseSettled || s.Signer != old.Fingerprint() {
+		if s := r.command(commandAbort); s.Phase != rotation.PhaseSettled || s.Signer != old.Fingerprint() {
 			t.Fatalf("%+v", s)
 		}
-		if s := r.look(); s.Phase != ca.PhaseSettled || s.Signer != old.Fingerprint() || s.Problem != "" {
+		if s := r.look(); s.Phase != rotation.PhaseSettled || s.Signer != old.Fingerprint() || s.Problem != "" {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -163,7 +164,7 @@ func TestExpiredRootIsReplaced(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		old := selfSigned(t) // for an hour
 		r := newRotating(t, old)
-		if s := r.look(); s.Phase != ca.PhaseSettled || s.Problem != "" {
+		if s := r.look(); s.Phase != rotation.PhaseSettled || s.Problem != "" {
 			t.Fatalf("%+v", s)
 		}
 		time.Sleep(2 * time.Hour)
@@ -171,7 +172,7 @@ func TestExpiredRootIsReplaced(t *testing.T) {
 			t.Errorf("not said: %+v", s)
 		}
 		r.lacking = []string{"node b"} // whom it helps to wait for
-		if s := r.command(commandRotate); s.Phase != ca.PhaseRetiring || s.Signer == old.Fingerprint() {
+		if s := r.command(commandRotate); s.Phase != rotation.PhaseRetiring || s.Signer == old.Fingerprint() {
 			t.Errorf("%+v", s)
 		}
 	})
@@ -191,8 +192,8 @@ func TestStateThatOthersTouch(t *testing.T) {
 			func(s *corev1.Secret) { s.Data[ca.KeyCAKey] = selfSigned(t).SecretData()[ca.KeyCAKey] },
 			func(s *corev1.Secret) { s.Data[ca.KeyRotation] = []byte("{") },
 		} {
-			want := r.secret(StateSecret).Data
-			state := r.secret(StateSecret)
+			want := r.secret(rotation.StateSecret).Data
+			state := r.secret(rotation.StateSecret)
 			damage(state)
 			r.put(*state)
 			if _, err := r.step(t.Context(), time.Hour, &r.answer); err != nil { // which may only mend it
@@ -202,7 +203,7 @@ func TestStateThatOthersTouch(t *testing.T) {
 				t.Errorf("%+v", s)
 			}
 			for k, v := range want {
-				if !bytes.Equal(r.secret(StateSecret).Data[k], v) {
+				if !bytes.Equal(r.secret(rotation.StateSecret).Data[k], v) {
 					t.Errorf("key %s is not what it was", k)
 				}
 			}

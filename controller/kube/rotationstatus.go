@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -14,17 +13,11 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
-// RotationConfigMap says how far a change of the CA is: key status by the
-// replica that leads, and while a change waits, a key of each replica with the
-// clients that have the new root.
-const RotationConfigMap = "ambit-ca-rotation"
-
-const (
-	statusKey     = "status"
-	replicaPrefix = "replica-"
-)
+// replicaPrefix begins a replica's key of rotation.ConfigMap; holders is its value.
+const replicaPrefix = "replica-"
 
 // holders is a replica's key.
 type holders struct {
@@ -32,61 +25,27 @@ type holders struct {
 	Pods  []string `json:"pods"`  // UIDs, sorted
 }
 
-// rotationStatus is the key status; the CLI reads it.
-type rotationStatus struct {
-	Phase   string          `json:"phase"`
-	Source  string          `json:"source"` // Secret of the signer
-	Signer  string          `json:"signer"` // fingerprint
-	Expires time.Time       `json:"expires"`
-	Roots   string          `json:"roots"` // hash of all that is trusted
-	Next    *nextStatus     `json:"next,omitempty"`
-	Retired []retiredStatus `json:"retired,omitempty"`
-	Problem string          `json:"problem,omitempty"`
-	Command *commandStatus  `json:"command,omitempty"`
-}
-
-type nextStatus struct {
-	Source   string    `json:"source"`
-	Signer   string    `json:"signer"`
-	Began    time.Time `json:"began"`
-	Deadline time.Time `json:"deadline"`
-	Waiting  []string  `json:"waiting,omitempty"`
-	Without  []string  `json:"without,omitempty"`
-}
-
-type retiredStatus struct {
-	Serial string    `json:"serial"`
-	Until  time.Time `json:"until"`
-}
-
-// commandStatus is what became of the last command.
-type commandStatus struct {
-	ID      string `json:"id"`
-	Verb    string `json:"verb"`
-	Refused string `json:"refused,omitempty"`
-}
-
 // maxNamed bounds how many of those that lack the roots are listed.
 const maxNamed = 200
 
-func (r *Rotation) status(out ca.Outcome, wish *ca.Wish, answer *commandStatus) rotationStatus {
+func (r *Rotation) status(out ca.Outcome, wish *ca.Wish, answer *rotation.Answer) rotation.Status {
 	rec := out.Record
 	_, expires := rec.Signer.Expiry()
-	s := rotationStatus{Phase: rec.Phase(), Source: rec.Source, Signer: rec.Signer.Fingerprint(), Expires: expires.UTC(),
+	s := rotation.Status{Phase: rec.Phase(), Source: rec.Source, Signer: rec.Signer.Fingerprint(), Expires: expires.UTC(),
 		Roots: ca.Hash(rec.Bundle()), Command: answer}
 	if n := rec.Next; n != nil {
 		waiting := out.Waiting
 		if len(waiting) > maxNamed {
 			waiting = append(slices.Clone(waiting[:maxNamed]), fmt.Sprintf("%d more", len(waiting)-maxNamed))
 		}
-		s.Next = &nextStatus{n.Source, n.Fingerprint, n.Began, n.Deadline, waiting, n.Without}
+		s.Next = &rotation.Next{Source: n.Source, Signer: n.Fingerprint, Began: n.Began, Deadline: n.Deadline, Waiting: waiting, Without: n.Without}
 	}
 	for _, old := range rec.Retired {
-		s.Retired = append(s.Retired, retiredStatus{fmt.Sprintf("%x", old.Root.SerialNumber), old.Until})
+		s.Retired = append(s.Retired, rotation.Retired{Serial: fmt.Sprintf("%x", old.Root.SerialNumber), Until: old.Until})
 	}
 	switch {
 	case wish == nil:
-		s.Problem = fmt.Sprintf("secret %s/%s is gone; its key goes on signing from Secret %s", r.cfg.Namespace, rec.Source, StateSecret)
+		s.Problem = fmt.Sprintf("secret %s/%s is gone; its key goes on signing from Secret %s", r.cfg.Namespace, rec.Source, rotation.StateSecret)
 	case wish.Err != nil:
 		s.Problem = strings.ReplaceAll(wish.Err.Error(), "\n", "; ") + "; the key in force goes on signing"
 	}
@@ -95,15 +54,15 @@ func (r *Rotation) status(out ca.Outcome, wish *ca.Wish, answer *commandStatus) 
 
 // writeStatus publishes s, and takes off the reports of replicas when nobody
 // waits for them.
-func (r *Rotation) writeStatus(ctx context.Context, s rotationStatus) error {
+func (r *Rotation) writeStatus(ctx context.Context, s rotation.Status) error {
 	text, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
 	patch := map[string]any{}
-	have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+RotationConfigMap)
-	if have == nil || have.Data[statusKey] != string(text) {
-		patch[statusKey] = string(text)
+	have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+rotation.ConfigMap)
+	if have == nil || have.Data[rotation.StatusKey] != string(text) {
+		patch[rotation.StatusKey] = string(text)
 	}
 	if have != nil && s.Next == nil {
 		for k := range have.Data {
@@ -130,7 +89,7 @@ func (r *Rotation) reportHolders(ctx context.Context, record *ca.Record) {
 		return
 	}
 	k := replicaPrefix + r.cfg.Replica
-	if have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+RotationConfigMap); have != nil && have.Data[k] == string(text) {
+	if have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+rotation.ConfigMap); have != nil && have.Data[k] == string(text) {
 		return
 	}
 	if err := r.patchReport(ctx, map[string]any{k: string(text)}); err != nil && ctx.Err() == nil {
@@ -143,7 +102,7 @@ func (r *Rotation) reportHolders(ctx context.Context, record *ca.Record) {
 // does not lose roots but by ending.
 func (r *Rotation) holders(hash string) func(podUID string) bool {
 	all := map[string]bool{}
-	if have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+RotationConfigMap); have != nil {
+	if have := get[*corev1.ConfigMap](r.report, r.cfg.Namespace+"/"+rotation.ConfigMap); have != nil {
 		for k, text := range have.Data {
 			var h holders
 			if !strings.HasPrefix(k, replicaPrefix) || json.Unmarshal([]byte(text), &h) != nil || h.Roots != hash {
@@ -171,9 +130,9 @@ func (r *Rotation) patchReport(ctx context.Context, data map[string]any) error {
 		return err
 	}
 	client := r.cfg.Client.CoreV1().ConfigMaps(r.cfg.Namespace)
-	_, err = client.Patch(ctx, RotationConfigMap, types.MergePatchType, body, metav1.PatchOptions{FieldManager: fieldManager})
+	_, err = client.Patch(ctx, rotation.ConfigMap, types.MergePatchType, body, metav1.PatchOptions{FieldManager: fieldManager})
 	if apierrors.IsNotFound(err) {
-		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: RotationConfigMap, Namespace: r.cfg.Namespace}, Data: map[string]string{}}
+		m := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: rotation.ConfigMap, Namespace: r.cfg.Namespace}, Data: map[string]string{}}
 		for k, v := range data {
 			if text, ok := v.(string); ok {
 				m.Data[k] = text
@@ -182,7 +141,7 @@ func (r *Rotation) patchReport(ctx context.Context, data map[string]any) error {
 		_, err = client.Create(ctx, m, metav1.CreateOptions{FieldManager: fieldManager})
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) {
-		return fmt.Errorf("ConfigMap %s/%s: %w", r.cfg.Namespace, RotationConfigMap, err)
+		return fmt.Errorf("ConfigMap %s/%s: %w", r.cfg.Namespace, rotation.ConfigMap, err)
 	}
 	return nil
 }

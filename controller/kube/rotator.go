@@ -12,19 +12,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
-
-// CommandAnnotation of the state Secret is an operator's word on a change: who
-// may write Secrets here may have the key anyway. It is JSON of a command and
-// is taken off when it was followed or refused.
-const CommandAnnotation = "ambitmesh.io/ca-command"
-
-// command is what the annotation holds.
-type command struct {
-	ID   string   `json:"id"` // tells whose answer the status has
-	Verb string   `json:"verb"`
-	Args []string `json:"args,omitempty"`
-}
 
 // Verbs that are followed by writing the Secret in which the operator says what
 // is wanted; the others are ca's.
@@ -47,7 +36,7 @@ func (r *Rotation) Lead(term context.Context) {
 	}
 	defer r.metrics.waiting.Set(0)
 	defer r.metrics.intact.Reset()
-	var answer *commandStatus
+	var answer *rotation.Answer
 	logged := ""
 	began := time.Now()
 	for {
@@ -79,7 +68,7 @@ func (r *Rotation) Lead(term context.Context) {
 
 // step looks at everything once and takes the step that is due. leading is for
 // how long this replica has done so, answer what became of the last command.
-func (r *Rotation) step(ctx context.Context, leading time.Duration, answer **commandStatus) (wait time.Duration, err error) {
+func (r *Rotation) step(ctx context.Context, leading time.Duration, answer **rotation.Answer) (wait time.Duration, err error) {
 	record, state, err := r.current()
 	if err != nil {
 		return glance, r.restore(ctx, record, state)
@@ -121,7 +110,7 @@ func (r *Rotation) step(ctx context.Context, leading time.Duration, answer **com
 		r.cfg.Logger.Info("change of the CA: " + e)
 	}
 	if cmd.ID != "" {
-		*answer = &commandStatus{ID: cmd.ID, Verb: cmd.Verb}
+		*answer = &rotation.Answer{ID: cmd.ID, Verb: cmd.Verb}
 		if refused != nil {
 			(*answer).Refused = refused.Error()
 			r.cfg.Logger.Warn("change of the CA: command refused", "command", cmd.Verb, "error", refused)
@@ -173,13 +162,13 @@ func (r *Rotation) wishName(w *ca.Wish, record *ca.Record) string {
 	return record.Source
 }
 
-func commandOf(state *corev1.Secret) (cmd command, err error) {
-	text := state.Annotations[CommandAnnotation]
+func commandOf(state *corev1.Secret) (cmd rotation.Command, err error) {
+	text := state.Annotations[rotation.CommandAnnotation]
 	if text == "" {
 		return cmd, nil
 	}
 	if err := json.Unmarshal([]byte(text), &cmd); err != nil {
-		return command{ID: "unknown"}, fmt.Errorf("annotation %s of Secret %s/%s: %w", CommandAnnotation, state.Namespace, state.Name, err)
+		return rotation.Command{ID: "unknown"}, fmt.Errorf("annotation %s of Secret %s/%s: %w", rotation.CommandAnnotation, state.Namespace, state.Name, err)
 	}
 	if cmd.ID == "" {
 		cmd.ID = "unnamed"
@@ -190,7 +179,7 @@ func commandOf(state *corev1.Secret) (cmd command, err error) {
 // write puts record into the state Secret unless it is there, and takes the
 // command off. That the Secret is still what was decided on is left to the API
 // server, so that of two that believe to lead one wins.
-func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.Record, cmd command) error {
+func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.Record, cmd rotation.Command) error {
 	if cmd.ID == "" && holds(state, record) {
 		return nil
 	}
@@ -200,14 +189,14 @@ func (r *Rotation) write(ctx context.Context, state *corev1.Secret, record *ca.R
 	}
 	next := state.DeepCopy()
 	next.Data = data
-	delete(next.Annotations, CommandAnnotation)
+	delete(next.Annotations, rotation.CommandAnnotation)
 	written, err := r.cfg.Client.CoreV1().Secrets(r.cfg.Namespace).Update(ctx, next, metav1.UpdateOptions{FieldManager: fieldManager})
 	if err != nil {
-		return fmt.Errorf("write Secret %s/%s: %w", r.cfg.Namespace, StateSecret, err)
+		return fmt.Errorf("write Secret %s/%s: %w", r.cfg.Namespace, rotation.StateSecret, err)
 	}
 	// Not taken up here but when it comes back through the watch: this replica
 	// then never acts on what another one has overwritten.
-	if err := r.awaitChange(ctx, StateSecret, state, written); err != nil {
+	if err := r.awaitChange(ctx, rotation.StateSecret, state, written); err != nil {
 		return err
 	}
 	_, _, err = r.current()
@@ -240,7 +229,7 @@ func (r *Rotation) restore(ctx context.Context, record *ca.Record, state *corev1
 	secrets := r.cfg.Client.CoreV1().Secrets(r.cfg.Namespace)
 	if state == nil {
 		_, err = secrets.Create(ctx, &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Name: StateSecret, Namespace: r.cfg.Namespace}, Type: "ambitmesh.io/ca-state", Data: data,
+			ObjectMeta: metav1.ObjectMeta{Name: rotation.StateSecret, Namespace: r.cfg.Namespace}, Type: "ambitmesh.io/ca-state", Data: data,
 		}, metav1.CreateOptions{FieldManager: fieldManager})
 		if apierrors.IsAlreadyExists(err) {
 			return nil // the watch is about to say so
@@ -251,9 +240,9 @@ func (r *Rotation) restore(ctx context.Context, record *ca.Record, state *corev1
 		_, err = secrets.Update(ctx, next, metav1.UpdateOptions{FieldManager: fieldManager})
 	}
 	if err != nil {
-		return fmt.Errorf("restore Secret %s/%s: %w", r.cfg.Namespace, StateSecret, err)
+		return fmt.Errorf("restore Secret %s/%s: %w", r.cfg.Namespace, rotation.StateSecret, err)
 	}
-	r.cfg.Logger.Info("the Secret of what is in force was restored", "secret", r.cfg.Namespace+"/"+StateSecret)
+	r.cfg.Logger.Info("the Secret of what is in force was restored", "secret", r.cfg.Namespace+"/"+rotation.StateSecret)
 	return nil
 }
 

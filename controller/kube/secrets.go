@@ -13,15 +13,14 @@ import (
 	"k8s.io/client-go/kubernetes"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
-// Secrets of the CA. In the first two, of which the first has precedence,
-// somebody says what is wanted; the third is the controller's own: what is in
-// force, and how far a change is.
+// Secrets in which somebody says which key is wanted; the first has precedence.
+// What is in force is in rotation.StateSecret.
 const (
 	PluggedInSecret  = "cacerts"
 	SelfSignedSecret = "ambit-ca-secret"
-	StateSecret      = "ambit-ca-state"
 )
 
 // SecretConfig of a CASecrets.
@@ -70,12 +69,12 @@ func (s *CASecrets) Load(ctx context.Context) (*ca.Record, error) {
 
 // find is one attempt of Load.
 func (s *CASecrets) find(ctx context.Context) (*ca.Record, error) {
-	state, err := s.get(ctx, StateSecret)
+	state, err := s.get(ctx, rotation.StateSecret)
 	if err != nil {
 		return nil, err
 	}
 	if state != nil {
-		r, err := ca.LoadRecord(s.name(StateSecret), state.Data)
+		r, err := ca.LoadRecord(s.name(rotation.StateSecret), state.Data)
 		if !errors.Is(err, ca.ErrExpired) {
 			return r, err
 		}
@@ -90,19 +89,19 @@ func (s *CASecrets) find(ctx context.Context) (*ca.Record, error) {
 		_, err = s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Update(ctx, state, metav1.UpdateOptions{FieldManager: fieldManager})
 	} else {
 		_, err = s.cfg.Client.CoreV1().Secrets(s.cfg.Namespace).Create(ctx, &corev1.Secret{
-			ObjectMeta: metav1.ObjectMeta{Name: StateSecret, Namespace: s.cfg.Namespace}, Type: "ambitmesh.io/ca-state", Data: wanted,
+			ObjectMeta: metav1.ObjectMeta{Name: rotation.StateSecret, Namespace: s.cfg.Namespace}, Type: "ambitmesh.io/ca-state", Data: wanted,
 		}, metav1.CreateOptions{FieldManager: fieldManager})
 	}
 	if err != nil && !apierrors.IsAlreadyExists(err) && !apierrors.IsConflict(err) {
-		return nil, fmt.Errorf("write Secret %s: %w", s.name(StateSecret), err)
+		return nil, fmt.Errorf("write Secret %s: %w", s.name(rotation.StateSecret), err)
 	}
-	if state, err = s.get(ctx, StateSecret); err == nil && state == nil {
-		err = fmt.Errorf("secret %s: deleted while it was being created", s.name(StateSecret))
+	if state, err = s.get(ctx, rotation.StateSecret); err == nil && state == nil {
+		err = fmt.Errorf("secret %s: deleted while it was being created", s.name(rotation.StateSecret))
 	}
 	if err != nil {
 		return nil, err
 	}
-	return ca.LoadRecord(s.name(StateSecret), state.Data)
+	return ca.LoadRecord(s.name(rotation.StateSecret), state.Data)
 }
 
 // wanted is the content of a state Secret in which the wanted signer is in
@@ -165,7 +164,7 @@ func (s *CASecrets) unused(ctx context.Context) error {
 		return nil
 	}
 	return fmt.Errorf("secrets %[1]s/%[2]s and %[1]s/%[4]s are missing, but ConfigMap %[1]s/%[3]s holds a root that is in use: restore one of the Secrets; or, for a new root and an outage until every certificate is renewed, delete the ConfigMap and restart every ztunnel",
-		s.cfg.Namespace, SelfSignedSecret, RootConfigMap, StateSecret)
+		s.cfg.Namespace, SelfSignedSecret, RootConfigMap, rotation.StateSecret)
 }
 
 // get is nil without an error when there is no such Secret.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/ambitmesh/ambit/controller/ca"
+	"github.com/ambitmesh/ambit/controller/ca/rotation"
 )
 
 // secretAPI is as much of an API server as finding the CA needs, over real
@@ -122,7 +123,7 @@ func TestCASecretsOutwaitTheAPIServer(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	api.set("secrets/"+StateSecret, secretOf(StateSecret, data))
+	api.set("secrets/"+rotation.StateSecret, secretOf(rotation.StateSecret, data))
 	api.failing = []int{http.StatusInternalServerError, http.StatusForbidden}
 	r, err := s.Load(t.Context())
 	if err != nil || r.Source != PluggedInSecret || r.Signer.Fingerprint() != a.Fingerprint() || api.asked != 3 {
@@ -154,7 +155,7 @@ func TestCASecretsAtTheStart(t *testing.T) {
 		said    []string
 	}{
 		{"nothing there", nil, nil, nil, SelfSignedSecret, nil},
-		{"all there", map[string]any{"secrets/" + StateSecret: secretOf(StateSecret, state), "secrets/" + PluggedInSecret: secretOf(PluggedInSecret, plugged.SecretData()),
+		{"all there", map[string]any{"secrets/" + rotation.StateSecret: secretOf(rotation.StateSecret, state), "secrets/" + PluggedInSecret: secretOf(PluggedInSecret, plugged.SecretData()),
 			"secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())}, nil, inForce, SelfSignedSecret, nil},
 		{"plugged in", map[string]any{"secrets/" + PluggedInSecret: secretOf(PluggedInSecret, plugged.SecretData()),
 			"secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())}, nil, plugged, PluggedInSecret, nil},
@@ -162,8 +163,8 @@ func TestCASecretsAtTheStart(t *testing.T) {
 			map[string]any{"secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())}, own, SelfSignedSecret, []string{"ns/" + SelfSignedSecret, ca.KeyCAKey}},
 		{"lost, and a root in use", map[string]any{"configmaps/" + RootConfigMap: root},
 			map[string]any{"secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())}, own, SelfSignedSecret, []string{"ns/" + SelfSignedSecret, "ns/" + RootConfigMap}},
-		{"what is in force damaged", map[string]any{"secrets/" + StateSecret: secretOf(StateSecret, damaged), "secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())},
-			map[string]any{"secrets/" + StateSecret: secretOf(StateSecret, state)}, inForce, SelfSignedSecret, []string{"ns/" + StateSecret, ca.KeyCAKey}},
+		{"what is in force damaged", map[string]any{"secrets/" + rotation.StateSecret: secretOf(rotation.StateSecret, damaged), "secrets/" + SelfSignedSecret: secretOf(SelfSignedSecret, own.SecretData())},
+			map[string]any{"secrets/" + rotation.StateSecret: secretOf(rotation.StateSecret, state)}, inForce, SelfSignedSecret, []string{"ns/" + rotation.StateSecret, ca.KeyCAKey}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var once sync.Once
@@ -181,7 +182,7 @@ func TestCASecretsAtTheStart(t *testing.T) {
 				api.set(path, o)
 			}
 			r, err := s.Load(t.Context())
-			if err != nil || r.Source != c.source || r.Phase() != ca.PhaseSettled || c.want != nil && r.Signer.Fingerprint() != c.want.Fingerprint() {
+			if err != nil || r.Source != c.source || r.Phase() != rotation.PhaseSettled || c.want != nil && r.Signer.Fingerprint() != c.want.Fingerprint() {
 				t.Fatalf("%+v, %v", r, err)
 			}
 			for _, text := range c.said {

@@ -75,9 +75,11 @@ var table = []row{
 		"translation is pure: objects in, delta out, golden files; no client, no clock, no log"},
 	{"controller/envoy", []string{"controller/mesh", "hbone/identity"}, []string{"api-types", "envoy", "protobuf"},
 		"translation is pure: objects in, resources out, golden files"},
-	{"controller/kube", []string{"controller/translate", "controller/envoy", "controller/mesh", "controller/mesh/authz", "controller/ca", "hbone/identity"}, []string{"client-go", "api-types", "client_golang", "protobuf"},
+	{"controller/kube", []string{"controller/translate", "controller/envoy", "controller/mesh", "controller/mesh/authz", "controller/ca", "controller/ca/rotation", "hbone/identity"}, []string{"client-go", "api-types", "client_golang", "protobuf"},
 		"the only package of the controller that talks to the API server about configuration"},
-	{"controller/ca", []string{"hbone/identity"}, []string{"grpc", "protobuf", "client-go", "api-types", "istio-ca", "client_golang"},
+	{"controller/ca/rotation", nil, nil,
+		"the words of a change of the root, which the CLI links without the CA"},
+	{"controller/ca", []string{"controller/ca/rotation", "hbone/identity"}, []string{"grpc", "protobuf", "client-go", "api-types", "istio-ca", "client_golang"},
 		"the CA decides from what it is given; it must not depend on how configuration is watched"},
 	{"controller/ca/client", []string{"hbone/identity"}, []string{"grpc", "protobuf", "istio-ca", "client_golang"},
 		"linked into the data planes: no client-go, and never the signing half"},
@@ -132,7 +134,7 @@ var table = []row{
 	{"waypoint", []string{"waypoint/...", "hbone", "hbone/pool", "hbone/identity", "controller/mesh"}, []string{"client_golang"}, "wiring and drain"},
 
 	// Programs: flags to Config, then New and Run of what they wire.
-	{"cmd/ambit", []string{"controller/diagnose", "controller/mesh", "controller/mesh/authz", "controller/translate"}, []string{"cobra", "client-go", "api-types", "expfmt"},
+	{"cmd/ambit", []string{"controller/ca/rotation", "controller/diagnose", "controller/mesh", "controller/mesh/authz", "controller/translate"}, []string{"cobra", "client-go", "api-types", "expfmt"},
 		"the CLI asks the API server and explains; it contains no part of the data plane"},
 	{"cmd/ambit-controller", []string{"controller/...", "hbone/identity"}, []string{"client-go", "api-types", "grpc", "client_golang"},
 		"the controller wires controller packages"},

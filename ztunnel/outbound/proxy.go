@@ -136,8 +136,8 @@ func (p *Proxy) uncaptured(src, dst netip.AddrPort) bool {
 	return slices.Contains(p.cfg.Ports, dst.Port()) && (src.Addr() == dst.Addr() || dst.Addr().IsLoopback())
 }
 
-// connect resolves and dials. Where a service has other endpoints, one that
-// does not answer is left out and the next tried.
+// connect resolves and dials. Where a service or a waypoint has other endpoints,
+// one that does not answer is left out and the next tried.
 func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Workload, src, dst netip.AddrPort) (Route, carrier, error) {
 	var (
 		choice Choice
@@ -157,7 +157,7 @@ func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Wor
 			return r, up, nil
 		}
 		last, failed = r, err
-		if r.Service == nil || !worthAnother(err) || ctx.Err() != nil {
+		if r.Service == nil && r.Kind != Waypoint || !worthAnother(err) || ctx.Err() != nil {
 			break
 		}
 		choice.Skip = append(choice.Skip, r.Upstream.UID)

@@ -82,7 +82,7 @@ func Resolve(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, cho
 	}
 	if dialled != nil {
 		if g := pickWaypoint(dialled, choice); g != nil {
-			return toWaypoint(snap, source, dialled, g, dst)
+			return toWaypoint(snap, source, dialled, g, dst, choice)
 		}
 	}
 
@@ -106,7 +106,7 @@ func Resolve(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, cho
 			up.workload.UID, dst, up.workload.Network)
 	}
 	if dialled == nil && up.workload.Waypoint != nil && !fromWaypoint(snap, source, up.workload) {
-		return toWaypoint(snap, source, nil, up.workload.Waypoint, dst)
+		return toWaypoint(snap, source, nil, up.workload.Waypoint, dst, choice)
 	}
 	addr, ok := address(up.workload, up.service, ip)
 	if !ok {
@@ -145,8 +145,8 @@ func upstream(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, ch
 // toWaypoint routes by way of gateway. The authority stays what the
 // application dialled; a waypoint that cannot be found refuses, it is never
 // bypassed.
-func toWaypoint(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, g *mesh.GatewayAddress, dst netip.AddrPort) Route {
-	up, name, ok := gateway(snap, source, g)
+func toWaypoint(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, g *mesh.GatewayAddress, dst netip.AddrPort, choice Choice) Route {
+	up, name, ok := gateway(snap, source, g, choice)
 	if !ok {
 		return refuse(svc, live.UnknownWaypoint, "unknown waypoint: %s", name)
 	}
@@ -168,20 +168,20 @@ func toWaypoint(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, g
 }
 
 // gateway finds the workload behind a gateway address.
-func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress) (target, string, bool) {
+func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress, choice Choice) (target, string, bool) {
 	if g.Hostname == "" {
 		a := g.Address.Prefix.Addr()
 		name := g.Address.Network + "/" + a.String()
 		if svc := snap.ServiceAt(g.Address.Network, a, source.Namespace); svc != nil {
-			up, ok := balance(snap, source, svc, a, g.HBONEPort, true, Choice{})
+			up, ok := balance(snap, source, svc, a, g.HBONEPort, true, choice)
 			return up, name, ok
 		}
 		w := snap.WorkloadAt(g.Address.Network, a)
-		return target{workload: w, port: g.HBONEPort}, name, w != nil
+		return target{workload: w, port: g.HBONEPort}, name, w != nil && !slices.Contains(choice.Skip, w.UID)
 	}
 	name := g.Namespace + "/" + g.Hostname
 	if svc := snap.Service(name); svc != nil {
-		up, ok := balance(snap, source, svc, netip.Addr{}, g.HBONEPort, true, Choice{})
+		up, ok := balance(snap, source, svc, netip.Addr{}, g.HBONEPort, true, choice)
 		return up, name, ok
 	}
 	return target{}, name, false

@@ -9,6 +9,7 @@ import (
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/hbone/identity"
+	"github.com/ambitmesh/ambit/ztunnel/live"
 )
 
 func addr(s string) netip.Addr         { return netip.MustParseAddr(s) }
@@ -342,6 +343,43 @@ func TestWeightedWaypoints(t *testing.T) {
 	svc.Weighted = []mesh.WeightedWaypoint{{Destination: *waypointAt("10.0.0.1")}}
 	if g := pickWaypoint(svc, Choice{}); g.Address.Prefix.Addr() != addr("10.0.0.9") {
 		t.Errorf("all weights zero: %v", g)
+	}
+}
+
+// A replica of a waypoint that has just failed is left out, however the waypoint
+// was named, and when none is left the connection is refused, not sent past it.
+func TestFailedWaypointIsLeftOut(t *testing.T) {
+	replica := func(name, ip string) *mesh.Workload { return workload(name, member("way.svc"), ip) }
+	way := service("way.svc", func(v *mesh.Service) { v.Ports = []mesh.Port{{ServicePort: 15008, TargetPort: 15008}} }, "10.1.0.9")
+	byName := &mesh.GatewayAddress{Namespace: "ns1", Hostname: "way.svc", HBONEPort: 15008}
+	source := workload("client", nil, "10.0.0.1")
+	for _, c := range []struct {
+		name, dst string
+		object    any
+	}{
+		{"service, by host name", "10.1.0.1:80", service("web", func(v *mesh.Service) { v.Waypoint = byName }, "10.1.0.1")},
+		{"service, by address", "10.1.0.1:80", service("web", func(v *mesh.Service) { v.Waypoint = waypointAt("10.1.0.9") }, "10.1.0.1")},
+		{"workload, by host name", "10.0.0.2:80", workload("s", func(w *mesh.Workload) { w.Waypoint = byName }, "10.0.0.2")},
+		{"workload, by address", "10.0.0.2:80", workload("s", func(w *mesh.Workload) { w.Waypoint = waypointAt("10.1.0.9") }, "10.0.0.2")},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := snapshot(source, way, replica("way-a", "10.0.0.51"), replica("way-b", "10.0.0.52"), c.object)
+			for n := range uint64(2) {
+				choice := Choice{Skip: []string{"c//Pod/ns1/way-a"}, Rand: func(total uint64) uint64 { return min(n, total-1) }}
+				if r := Resolve(s, source, addrPort(c.dst), choice); r.Kind != Waypoint || r.Upstream.Name != "way-b" {
+					t.Errorf("choice %d: %s", n, text(r))
+				}
+			}
+			none := Choice{Skip: []string{"c//Pod/ns1/way-a", "c//Pod/ns1/way-b"}}
+			if r := Resolve(s, source, addrPort(c.dst), none); r.Kind != Refuse || r.Refusal.Reason != live.UnknownWaypoint {
+				t.Errorf("none left: %s", text(r))
+			}
+		})
+	}
+	alone := workload("way", nil, "10.0.0.50")
+	s := snapshot(source, alone, workload("s", func(w *mesh.Workload) { w.Waypoint = waypointAt("10.0.0.50") }, "10.0.0.2"))
+	if r := Resolve(s, source, addrPort("10.0.0.2:80"), Choice{Skip: []string{alone.UID}}); r.Kind != Refuse {
+		t.Errorf("the only one: %s", text(r))
 	}
 }
 

@@ -39,7 +39,7 @@ func Decide(s *mesh.Snapshot, w *mesh.Workload, c Conn) Verdict {
 	// The longest namespace (63) and service account (253) with any sane trust
 	// domain fit; append moves to the heap otherwise.
 	var principal [512]byte
-	f := facts{src: c.Src.Addr().Unmap(), dst: c.Dst.Addr().Unmap(), port: c.Dst.Port(), peer: c.Peer}
+	f := facts{src: canonical(c.Src.Addr()), dst: canonical(c.Dst.Addr()), port: c.Dst.Port(), peer: c.Peer}
 	if !c.Peer.IsZero() {
 		p := append(principal[:0], c.Peer.TrustDomain...)
 		p = append(p, "/ns/"...)

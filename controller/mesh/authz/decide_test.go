@@ -32,6 +32,8 @@ func exact(s string) []mesh.StringMatch { return []mesh.StringMatch{{Kind: mesh.
 func prefixes(s string) []netip.Prefix { return []netip.Prefix{netip.MustParsePrefix(s)} }
 
 // An ALLOW policy with one match: who gets in.
+//
+//ambit:feature policy-fields
 func TestMatch(t *testing.T) {
 	present := []mesh.StringMatch{{Kind: mesh.Presence}}
 	account := func(ns, sa string) []mesh.ServiceAccountMatch {
@@ -80,15 +82,25 @@ func TestMatch(t *testing.T) {
 			}
 		})
 	}
-	t.Run("mapped address", func(t *testing.T) {
-		c := call
-		c.Src = netip.MustParseAddrPort("[::ffff:10.0.0.1]:40000")
-		if !Decide(snapshot(one(mesh.Allow, mesh.Match{SourceIPs: prefixes("10.0.0.1/32")})), w, c).Allow {
-			t.Error("refused")
-		}
-	})
+	for name, source := range map[string][2]string{
+		"mapped address":    {"[::ffff:10.0.0.1]:40000", "10.0.0.1/32"},
+		"address in a zone": {"[fe80::1%eth0]:40000", "fe80::/10"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := call
+			c.Src = netip.MustParseAddrPort(source[0])
+			m := mesh.Match{SourceIPs: prefixes(source[1])}
+			if !Decide(snapshot(one(mesh.Allow, m)), w, c).Allow {
+				t.Error("ALLOW does not match")
+			}
+			if Decide(snapshot(one(mesh.Deny, m)), w, c).Allow {
+				t.Error("DENY does not match")
+			}
+		})
+	}
 }
 
+//ambit:feature policy-fields
 func TestDecide(t *testing.T) {
 	all := []mesh.Rule{{}} // a rule without clauses matches everything
 	policy := func(name string, change func(*mesh.Policy)) *mesh.Policy {

@@ -172,6 +172,11 @@ func matchString[S string | []byte](m mesh.StringMatch, s S) bool {
 	return false
 }
 
+// canonical is a as policies name it. A link-local peer comes with the zone it
+// was seen in, and netip finds an address with a zone in no prefix: a DENY of
+// fe80::/10 would let it pass.
+func canonical(a netip.Addr) netip.Addr { return a.Unmap().WithZone("") }
+
 func contains(list []netip.Prefix, a netip.Addr) bool {
 	for _, p := range list {
 		if p.Contains(a) {

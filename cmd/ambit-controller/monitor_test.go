@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"maps"
 	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -38,6 +40,19 @@ func TestDebugIsForLoopback(t *testing.T) {
 		m.handler.ServeHTTP(w, r)
 		if w.Code != want {
 			t.Errorf("from %q: %d, want %d", remote, w.Code, want)
+		}
+	}
+}
+
+// TestDebugClientsKeys: ambit proxy-status reads these.
+func TestDebugClientsKeys(t *testing.T) {
+	b, err := json.Marshal(xds.ClientStatus{Types: []xds.TypeStatus{{}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range []string{"Caller", "Namespace", "PodName", "PodUID", "Node", "Version", "Connected", "Types", "TypeURL", "Sent", "Acked", "LastNACK", "LastNACKTime"} {
+		if !strings.Contains(string(b), `"`+key+`":`) {
+			t.Errorf("no %s in %s", key, b)
 		}
 	}
 }

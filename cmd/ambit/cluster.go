@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/dynamic"
 	appsclient "k8s.io/client-go/kubernetes/typed/apps/v1"
 	coreclient "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 )
 
@@ -28,6 +29,7 @@ type cluster struct {
 	core    coreclient.CoreV1Interface
 	apps    appsclient.AppsV1Interface
 	dynamic dynamic.Interface
+	rest    *rest.Config
 	system  string
 }
 
@@ -54,7 +56,7 @@ func (c *connection) open() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{core, apps, dyn, c.systemNamespace}, nil
+	return &cluster{core, apps, dyn, cfg, c.systemNamespace}, nil
 }
 
 // question is where a part's version is read.

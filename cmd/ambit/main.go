@@ -65,6 +65,7 @@ func root() *cobra.Command {
 	f.StringVar(&c.kubeconfig, "kubeconfig", "", "kubeconfig file (default: $KUBECONFIG, then ~/.kube/config, then the pod's own account)")
 	f.StringVar(&c.context, "context", "", "context of the kubeconfig file")
 	f.StringVar(&c.systemNamespace, "system-namespace", "ambit-system", "namespace Ambit runs in")
-	cmd.AddCommand(precheckCommand(&c), statusCommand(&c), caCommand(&c), versionCommand(&c), uninstallCommand(&c))
+	cmd.AddCommand(precheckCommand(&c), statusCommand(&c), caCommand(&c), versionCommand(&c), uninstallCommand(&c),
+		ztunnelConfigCommand(&c), proxyStatusCommand(&c))
 	return cmd
 }

@@ -24,6 +24,7 @@ import (
 type ClientStatus struct {
 	Caller    Caller
 	NodeID    string // what the client calls itself; only for display
+	Version   string // what the client says it is; only for display
 	Connected time.Time
 	Types     []TypeStatus
 	Roots     string // hash of the roots it has said to have; "" for none
@@ -53,10 +54,11 @@ type client struct {
 	nonce  uint64
 	gauge  prometheus.Gauge // that counts this client; nil before its first request
 
-	mu     sync.Mutex
-	nodeID string       // guarded by mu
-	types  []TypeStatus // guarded by mu
-	roots  string       // guarded by mu
+	mu      sync.Mutex
+	nodeID  string       // guarded by mu
+	version string       // guarded by mu
+	types   []TypeStatus // guarded by mu
+	roots   string       // guarded by mu
 }
 
 // subscription is the state of one type on one stream.
@@ -250,6 +252,7 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 		c.types = append(c.types, TypeStatus{TypeURL: url})
 		if id := r.GetNode().GetId(); id != "" {
 			c.nodeID = id
+			_, c.version = kindOf(r.GetNode())
 		}
 		c.mu.Unlock()
 		return nil
@@ -413,7 +416,7 @@ func (c *client) reply(u update, version uint64) (nonce string, err error) {
 func (c *client) status() ClientStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Connected: c.since, Types: append([]TypeStatus(nil), c.types...), Roots: c.roots}
+	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Version: c.version, Connected: c.since, Types: append([]TypeStatus(nil), c.types...), Roots: c.roots}
 }
 
 func peerOf(ctx context.Context) string {

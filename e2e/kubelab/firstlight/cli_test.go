@@ -40,3 +40,26 @@ func cliStatus(t *testing.T, l *ambitlab.Lab) {
 		t.Errorf("a namespace that is not there: exit code %d, want 2\n%s", code, out)
 	}
 }
+
+// cliAsks asks the components by the API server's port forwarding.
+func cliAsks(t *testing.T, l *ambitlab.Lab) {
+	s := l.Space(t, ambitlab.Ambient)
+	s.Pair()
+	s.Captured("server", "client", "client-beside")
+	for _, c := range []struct{ args, want string }{
+		{"ztunnel-config workload --node node1 --workload-namespace " + s.Name, s.Name + ` +server +\S+ +node2 +None +HBONE`},
+		{"ztunnel-config service --node node2 --service-namespace " + s.Name, s.Name + ` +server +`},
+		{"ztunnel-config certificate client." + s.Name, `spiffe://cluster.local/ns/` + s.Name + `/sa/\S+ +Leaf +Available +true`},
+		{"ztunnel-config log --node node1", `info`},
+		{"proxy-status", `ztunnel-\S+ +node1 +SYNCED +SYNCED`},
+		{"proxy-status", `ztunnel-\S+ +node2 +SYNCED +SYNCED`},
+	} {
+		ambitlab.Until(t, "ambit "+c.args+" to show "+c.want, func() (string, bool) {
+			out, code := l.Ambit(t, strings.Fields(c.args)...)
+			return out, code == 0 && regexp.MustCompile(c.want).MatchString(out)
+		})
+	}
+	if out, code := l.Ambit(t, "ztunnel-config", "workload", "nobody."+s.Name); code == 0 || !strings.Contains(out, "nobody") {
+		t.Errorf("a pod that is not there: exit code %d\n%s", code, out)
+	}
+}

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets
-//ambit:feature identity-root-change identity-secret-damaged
+//ambit:feature identity-root-change identity-secret-damaged controller-ask
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
 	t.Run("mesh", func(t *testing.T) {
@@ -36,6 +36,7 @@ func TestFirstLight(t *testing.T) {
 			"the agent's socket is not for other pods":           foreignSocket,
 			"ambit version names every component":                cliVersion,
 			"ambit status tells what is captured and what isn't": cliStatus,
+			"ambit asks ztunnels and controllers":                cliAsks,
 		} {
 			t.Run(name, func(t *testing.T) {
 				t.Parallel()

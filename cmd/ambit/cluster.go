@@ -33,6 +33,20 @@ type cluster struct {
 	system  string
 }
 
+// begin is how a command that shows something starts: its -o is one we have, the
+// cluster can be asked, and all of it has timeout.
+func (c *connection) begin(ctx context.Context, output string, timeout time.Duration) (*cluster, context.Context, context.CancelFunc, error) {
+	if err := validOutput(output); err != nil {
+		return nil, nil, nil, err
+	}
+	to, err := c.open()
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	return to, ctx, cancel, nil
+}
+
 func (c *connection) open() (*cluster, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = c.kubeconfig

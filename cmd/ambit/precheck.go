@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"slices"
@@ -37,14 +36,10 @@ With -n it also says what would happen to namespaces that are not labelled yet.
 Exit code: 0 nothing of level error, 1 something, 2 could not tell.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := validOutput(output); err != nil {
-				return err
-			}
-			c, err := conn.open()
+			c, ctx, cancel, err := conn.begin(cmd.Context(), output, timeout)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			o.System = conn.systemNamespace
 			all, err := c.survey(ctx)

@@ -78,14 +78,10 @@ func proxyStatusCommand(conn *connection) *cobra.Command {
 			"NACK: it refused what it was sent last, and why; it goes on with what it had. -: it did not ask.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := validOutput(output); err != nil {
-				return err
-			}
-			c, err := conn.open()
+			c, ctx, cancel, err := conn.begin(cmd.Context(), output, timeout)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			replicas, err := c.replicas(ctx)
 			if err != nil {

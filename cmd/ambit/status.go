@@ -21,14 +21,10 @@ func statusCommand(conn *connection) *cobra.Command {
 			"Exit code: 0 healthy, 1 not, 2 could not tell.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			if err := validOutput(output); err != nil {
-				return err
-			}
-			c, err := conn.open()
+			c, ctx, cancel, err := conn.begin(cmd.Context(), output, timeout)
 			if err != nil {
 				return err
 			}
-			ctx, cancel := context.WithTimeout(cmd.Context(), timeout)
 			defer cancel()
 			r, err := ask(ctx, c, namespace, wait)
 			if err != nil {

@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 
@@ -39,6 +40,7 @@ type controller struct {
 	client   kubernetes.Interface
 	reviews  kubernetes.Interface
 	istio    istioclient.Interface
+	gateway  gatewayclient.Interface
 	monitor  *monitor
 	// listen is net.Listen; tests keep a port over a restart with it.
 	listen func(network, address string) (net.Listener, error)
@@ -63,6 +65,9 @@ func newController(cfg *config, log *slog.Logger) (*controller, error) {
 	}
 	if c.istio, err = istioclient.NewForConfig(rc); err != nil {
 		return nil, fmt.Errorf("istio client: %w", err)
+	}
+	if c.gateway, err = gatewayclient.NewForConfig(rc); err != nil {
+		return nil, fmt.Errorf("gateway client: %w", err)
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "ambit_build",
@@ -137,8 +142,9 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 
 	enrolment := translate.Enrolment{Excluded: c.cfg.excluded, SystemNamespace: c.cfg.namespace}
 	k, err = kube.New(kube.Config{
-		Client: c.client,
-		Istio:  c.istio,
+		Client:  c.client,
+		Istio:   c.istio,
+		Gateway: c.gateway,
 		Translate: translate.Config{
 			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
 			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network,

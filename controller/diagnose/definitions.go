@@ -15,6 +15,8 @@ const GatewayBundle = "v1.6.3"
 var istioDefinitions = []string{
 	"authorizationpolicies.security.istio.io",
 	"peerauthentications.security.istio.io",
+	"serviceentries.networking.istio.io",
+	"workloadentries.networking.istio.io",
 }
 
 // gatewayDefinitions are the standard channel.
@@ -54,12 +56,16 @@ func definitions(c *Cluster, o Options, f *findings) {
 		case !ok && c.installed(o) == nil:
 			f.add(Warning, object, "not there yet", applyAll)
 		case !ok:
-			f.add(Error, object, "missing: the controller cannot read policies", applyAll)
+			what := "the controller cannot read policies"
+			if strings.HasSuffix(name, ".networking.istio.io") {
+				what = "the controller does not know services outside the cluster"
+			}
+			f.add(Error, object, "missing: "+what, applyAll)
 		case !slices.Contains(d.Served, "v1"):
 			f.add(Error, object, "serves "+strings.Join(d.Served, ", ")+" and not v1: older than Istio 1.22",
 				"upgrade whatever brought it, or "+applyIstio)
 		case !d.Status:
-			f.add(Warning, object, "has no status: nothing can be said on policies", applyIstio)
+			f.add(Warning, object, "has no status: nothing can be said on its objects", applyIstio)
 		}
 	}
 	gateway(there, f)

@@ -54,6 +54,10 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 			t.expandPolicy(&a, k)
 		case kindPeer:
 			t.expandPeer(&a, k)
+		case kindServiceEntry, kindWorkloadEntry:
+		case kindGateway, kindGatewayClass:
+		case kindNetworkPolicy:
+		case kindMeshConfig:
 		}
 	}
 	return a

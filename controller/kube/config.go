@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 
@@ -26,6 +27,7 @@ const (
 type Config struct {
 	Client    kubernetes.Interface
 	Istio     istioclient.Interface
+	Gateway   gatewayclient.Interface
 	Translate translate.Config
 	Enrolment translate.Enrolment
 
@@ -56,7 +58,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, errors.New(what))
 		}
 	}
-	need(c.Client != nil && c.Istio != nil, "API clients are missing")
+	need(c.Client != nil && c.Istio != nil && c.Gateway != nil, "API clients are missing")
 	need(c.Translate.ClusterID != "", "cluster id is empty")
 	need(c.Translate.ClusterDomain != "", "cluster domain is empty")
 	need(c.Translate.TrustDomain != "", "trust domain is empty")

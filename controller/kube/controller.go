@@ -2,11 +2,9 @@ package kube
 
 import (
 	"context"
-	"fmt"
 	"sync"
-	"time"
 
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
@@ -18,7 +16,7 @@ type Controller struct {
 	dirty      *dirtySet
 	translator *translator
 	writer     *writer
-	reported   reported
+	reported   []cache.InformerSynced // of the types every cluster has, see record
 	synced     chan struct{} // closed once, when the first snapshot is published
 }
 
@@ -60,89 +58,26 @@ func (c *Controller) Run(ctx context.Context) error {
 		cancel()
 		wg.Wait()
 		c.caches.core.Shutdown()
-		c.caches.istio.Shutdown()
+		c.caches.meshFactory.Shutdown()
+		for _, g := range c.caches.groups {
+			g.informers.Shutdown()
+		}
 		c.writer.shutdown()
 	}()
 	c.caches.core.Start(ctx.Done())
+	c.caches.meshFactory.Start(ctx.Done())
 	c.writer.start(ctx, &wg)
-	present, err := c.policyTypes(ctx)
-	if err != nil {
-		return err
-	}
-	if present {
-		c.caches.istio.Start(ctx.Done())
-		err = awaitSync(ctx, c.reported.policies...)
-	} else {
-		c.cfg.Logger.Warn("the API server has no security.istio.io/v1 types: no policy is enforced until their CRDs are installed")
-		wg.Go(func() { c.awaitPolicyTypes(ctx) })
-	}
+	absent, err := c.startGroups(ctx)
 	if err == nil {
-		err = awaitSync(ctx, c.reported.core...)
+		err = awaitSync(ctx, c.reported...)
 	}
 	if err != nil {
 		return err
+	}
+	for _, g := range absent {
+		wg.Go(func() { c.await(ctx, g) })
 	}
 	wg.Go(func() { c.lead(ctx) })
 	c.translator.run(ctx, func() { close(c.synced) })
 	return nil
-}
-
-// policyTypes asks whether the policy CRDs are there. An API server that does
-// not answer is asked again: starting without policies because of a lost
-// packet would fail open.
-func (c *Controller) policyTypes(ctx context.Context) (bool, error) {
-	for logged := false; ; logged = true {
-		present, err := c.lookForPolicyTypes()
-		if err == nil {
-			return present, nil
-		}
-		if !logged {
-			c.cfg.Logger.Warn("cannot ask the API server for security.istio.io/v1, trying on", "error", err)
-		}
-		if !pause(ctx, time.Second) {
-			return false, fmt.Errorf("look for security.istio.io/v1: %w", context.Cause(ctx))
-		}
-	}
-}
-
-func (c *Controller) lookForPolicyTypes() (bool, error) {
-	types, err := c.cfg.Istio.Discovery().ServerResourcesForGroupVersion("security.istio.io/v1")
-	if apierrors.IsNotFound(err) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	found := 0
-	for _, r := range types.APIResources {
-		if r.Name == "authorizationpolicies" || r.Name == "peerauthentications" {
-			found++
-		}
-	}
-	return found == 2, nil
-}
-
-// awaitPolicyTypes starts the policy informers once the CRDs appear; their
-// objects reach the translator like any other change.
-func (c *Controller) awaitPolicyTypes(ctx context.Context) {
-	for pause(ctx, crdPoll) {
-		if present, err := c.lookForPolicyTypes(); err != nil || !present {
-			continue
-		}
-		c.cfg.Logger.Info("security.istio.io/v1 types have appeared")
-		c.caches.istio.Start(ctx.Done())
-		return
-	}
-}
-
-// pause waits for d and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
 }

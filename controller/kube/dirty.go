@@ -13,10 +13,18 @@ const (
 	kindSlice
 	kindPolicy // AuthorizationPolicy
 	kindPeer   // PeerAuthentication
+	kindServiceEntry
+	kindWorkloadEntry
+	kindGateway
+	kindGatewayClass
+	kindNetworkPolicy
+	kindMeshConfig // the ConfigMap of that name
+	kinds          // how many there are
 )
 
 func (k kind) String() string {
-	return [...]string{"Namespace", "Node", "Pod", "Service", "EndpointSlice", "AuthorizationPolicy", "PeerAuthentication"}[k]
+	return [...]string{"Namespace", "Node", "Pod", "Service", "EndpointSlice", "AuthorizationPolicy", "PeerAuthentication",
+		"ServiceEntry", "WorkloadEntry", "Gateway", "GatewayClass", "NetworkPolicy", "ConfigMap"}[k]
 }
 
 // key names a watched object.

@@ -5,17 +5,23 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"time"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayinformers "sigs.k8s.io/gateway-api/pkg/client/informers/externalversions"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	istioinformers "istio.io/client-go/pkg/informers/externalversions"
+
+	"github.com/ambitmesh/ambit/controller/translate"
 )
 
 // Names of the indices beside the namespace one.
@@ -29,24 +35,54 @@ const (
 // caches are the local copies of what the controller watches.
 type caches struct {
 	namespaces, nodes, pods, services, slices cache.SharedIndexInformer
+	networkPolicies, meshConfig               cache.SharedIndexInformer
 	policies, peers                           cache.SharedIndexInformer
-	core                                      informers.SharedInformerFactory
-	istio                                     istioinformers.SharedInformerFactory
+	serviceEntries, workloadEntries           cache.SharedIndexInformer
+	gateways, gatewayClasses                  cache.SharedIndexInformer
+
+	core          informers.SharedInformerFactory
+	meshFactory   informers.SharedInformerFactory // meshConfig alone
+	groups        []*apiGroup
+	rootNamespace string
 }
 
 func newCaches(c *Config) (*caches, error) {
 	core := informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(trim))
-	istio := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
+	// One object is watched, which RBAC can be limited to.
+	meshFactory := informers.NewSharedInformerFactoryWithOptions(c.Client, 0, informers.WithTransform(trim),
+		informers.WithNamespace(c.Translate.RootNamespace),
+		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=" + translate.MeshConfigMap }))
+	// A factory starts all its informers, so each group of types has its own.
+	security := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
+	networking := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
+	gateway := gatewayinformers.NewSharedInformerFactoryWithOptions(c.Gateway, 0, gatewayinformers.WithTransform(trim))
 	cs := &caches{
-		core:       core,
-		istio:      istio,
+		core:        core,
+		meshFactory: meshFactory,
+		groups: []*apiGroup{
+			{version: "security.istio.io/v1", resources: []string{"authorizationpolicies", "peerauthentications"},
+				informers: security, without: "no policy is enforced"},
+			{version: "networking.istio.io/v1", resources: []string{"serviceentries", "workloadentries"},
+				informers: networking, without: "services outside the cluster are not known"},
+			{version: "gateway.networking.k8s.io/v1", resources: []string{"gateways", "gatewayclasses"},
+				informers: gateway, without: "there are no waypoints"},
+		},
+		rootNamespace: c.Translate.RootNamespace,
+
 		namespaces: core.Core().V1().Namespaces().Informer(),
 		nodes:      core.Core().V1().Nodes().Informer(),
 		pods:       core.Core().V1().Pods().Informer(),
 		services:   core.Core().V1().Services().Informer(),
 		slices:     core.Discovery().V1().EndpointSlices().Informer(),
-		policies:   istio.Security().V1().AuthorizationPolicies().Informer(),
-		peers:      istio.Security().V1().PeerAuthentications().Informer(),
+
+		networkPolicies: core.Networking().V1().NetworkPolicies().Informer(),
+		meshConfig:      meshFactory.Core().V1().ConfigMaps().Informer(),
+		policies:        security.Security().V1().AuthorizationPolicies().Informer(),
+		peers:           security.Security().V1().PeerAuthentications().Informer(),
+		serviceEntries:  networking.Networking().V1().ServiceEntries().Informer(),
+		workloadEntries: networking.Networking().V1().WorkloadEntries().Informer(),
+		gateways:        gateway.Gateway().V1().Gateways().Informer(),
+		gatewayClasses:  gateway.Gateway().V1().GatewayClasses().Informer(),
 	}
 	if err := cs.pods.AddIndexers(cache.Indexers{byNode: podNode, byAccount: podAccount}); err != nil {
 		return nil, fmt.Errorf("index pods: %w", err)
@@ -63,6 +99,10 @@ func newCaches(c *Config) (*caches, error) {
 func trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
 		m.SetManagedFields(nil)
+		if a := m.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" { // the whole object once more
+			delete(a, corev1.LastAppliedConfigAnnotation)
+			m.SetAnnotations(a)
+		}
 	}
 	switch o := obj.(type) {
 	case *corev1.Pod:
@@ -80,9 +120,19 @@ func trim(obj any) (any, error) {
 			PodIPs:     o.Status.PodIPs,
 		}
 	case *corev1.Node:
-		o.Spec, o.Status = corev1.NodeSpec{}, corev1.NodeStatus{}
+		o.Spec, o.Status = corev1.NodeSpec{}, corev1.NodeStatus{Conditions: readiness(o.Status.Conditions)}
 	}
 	return obj, nil
+}
+
+// readiness keeps of a node's conditions what decides about its pods.
+func readiness(in []corev1.NodeCondition) []corev1.NodeCondition {
+	for i := range in {
+		if in[i].Type == corev1.NodeReady {
+			return []corev1.NodeCondition{{Type: in[i].Type, Status: in[i].Status}}
+		}
+	}
+	return nil
 }
 
 func portsOnly(in []corev1.Container) []corev1.Container {
@@ -170,11 +220,9 @@ func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirty
 	return reg.HasSynced, nil
 }
 
-// reported says of the API server's own types and of the policy types whether
-// all that was there at the start is in the dirty set.
-type reported struct{ core, policies []cache.InformerSynced }
-
-func (cs *caches) recordAll(dirty *dirtySet) (r reported, err error) {
+// recordAll returns, of the types every cluster has, whether all that was there
+// at the start is in the dirty set; the other types' groups hold theirs.
+func (cs *caches) recordAll(dirty *dirtySet) (reported []cache.InformerSynced, err error) {
 	var errs []error
 	into := func(list *[]cache.InformerSynced) func(cache.InformerSynced, error) {
 		return func(synced cache.InformerSynced, err error) {
@@ -182,12 +230,17 @@ func (cs *caches) recordAll(dirty *dirtySet) (r reported, err error) {
 			errs = append(errs, err)
 		}
 	}
-	core, policies := into(&r.core), into(&r.policies)
+	core, policies := into(&reported), into(&cs.groups[0].reported)
+	networking, gateway := into(&cs.groups[1].reported), into(&cs.groups[2].reported)
 	core(record(cs.namespaces, kindNamespace, dirty, func(o, n *corev1.Namespace) bool {
 		return maps.Equal(o.Labels, n.Labels) && maps.Equal(o.Annotations, n.Annotations)
 	}))
-	// A kubelet writes its node's status all the time; only labels count.
-	core(record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool { return maps.Equal(o.Labels, n.Labels) }))
+	// A kubelet writes its node's status all the time; labels and readiness count.
+	core(record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool {
+		return maps.Equal(o.Labels, n.Labels) && slices.EqualFunc(o.Status.Conditions, n.Status.Conditions, func(a, b corev1.NodeCondition) bool {
+			return a.Type == b.Type && a.Status == b.Status
+		})
+	}))
 	core(record(cs.pods, kindPod, dirty, func(_, _ *corev1.Pod) bool { return false }))
 	core(record(cs.services, kindService, dirty, func(_, _ *corev1.Service) bool { return false }))
 	core(record(cs.slices, kindSlice, dirty, func(_, _ *discoveryv1.EndpointSlice) bool { return false }))
@@ -197,7 +250,17 @@ func (cs *caches) recordAll(dirty *dirtySet) (r reported, err error) {
 	policies(record(cs.peers, kindPeer, dirty, func(o, n *securityv1.PeerAuthentication) bool {
 		return o.UID == n.UID && o.Generation == n.Generation
 	}))
-	return r, errors.Join(errs...)
+	core(record(cs.networkPolicies, kindNetworkPolicy, dirty, func(o, n *netv1.NetworkPolicy) bool {
+		return o.UID == n.UID && o.Generation == n.Generation
+	}))
+	core(record(cs.meshConfig, kindMeshConfig, dirty, func(o, n *corev1.ConfigMap) bool { return maps.Equal(o.Data, n.Data) }))
+	networking(record(cs.serviceEntries, kindServiceEntry, dirty, func(_, _ *networkingv1.ServiceEntry) bool { return false }))
+	networking(record(cs.workloadEntries, kindWorkloadEntry, dirty, func(_, _ *networkingv1.WorkloadEntry) bool { return false }))
+	gateway(record(cs.gateways, kindGateway, dirty, func(_, _ *gatewayv1.Gateway) bool { return false }))
+	gateway(record(cs.gatewayClasses, kindGatewayClass, dirty, func(o, n *gatewayv1.GatewayClass) bool {
+		return o.UID == n.UID && o.Generation == n.Generation
+	}))
+	return reported, errors.Join(errs...)
 }
 
 // awaitSync waits until everything the API server had has arrived.
@@ -207,6 +270,3 @@ func awaitSync(ctx context.Context, synced ...cache.InformerSynced) error {
 	}
 	return nil
 }
-
-// crdPoll is how often absent CRDs are looked for.
-const crdPoll = 5 * time.Second

@@ -12,14 +12,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
 	"istio.io/api/security/v1beta1"
 	typev1beta1 "istio.io/api/type/v1beta1"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 
@@ -41,8 +45,12 @@ func newBench(t testing.TB) *translator {
 	if err != nil {
 		t.Fatal(err)
 	}
+	gateway, err := gatewayclient.NewForConfig(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := &Config{
-		Client: client, Istio: istio, Enrolment: translate.DefaultEnrolment(),
+		Client: client, Istio: istio, Gateway: gateway, Enrolment: translate.DefaultEnrolment(),
 		Translate: translate.Config{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"},
 		Namespace: "ambit-system", Replica: "test", Roots: ca.NewKeyring(0),
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),
@@ -61,6 +69,8 @@ func (t *translator) informer(k kind) cache.SharedIndexInformer {
 	return map[kind]cache.SharedIndexInformer{
 		kindNamespace: t.caches.namespaces, kindNode: t.caches.nodes, kindPod: t.caches.pods, kindService: t.caches.services,
 		kindSlice: t.caches.slices, kindPolicy: t.caches.policies, kindPeer: t.caches.peers,
+		kindServiceEntry: t.caches.serviceEntries, kindWorkloadEntry: t.caches.workloadEntries, kindGateway: t.caches.gateways,
+		kindGatewayClass: t.caches.gatewayClasses, kindNetworkPolicy: t.caches.networkPolicies, kindMeshConfig: t.caches.meshConfig,
 	}[k]
 }
 
@@ -96,6 +106,13 @@ func (t *translator) set() *translate.Set {
 		SliceList:     all[*discoveryv1.EndpointSlice](t.caches.slices),
 		PolicyList:    all[*securityv1.AuthorizationPolicy](t.caches.policies),
 		PeerList:      all[*securityv1.PeerAuthentication](t.caches.peers),
+
+		ServiceEntryList:  all[*networkingv1.ServiceEntry](t.caches.serviceEntries),
+		WorkloadEntryList: all[*networkingv1.WorkloadEntry](t.caches.workloadEntries),
+		NetworkPolicyList: all[*netv1.NetworkPolicy](t.caches.networkPolicies),
+		GatewayList:       all[*gatewayv1.Gateway](t.caches.gateways),
+		GatewayClassList:  all[*gatewayv1.GatewayClass](t.caches.gatewayClasses),
+		MeshConfigObject:  newView(t.caches, &t.good).MeshConfig(),
 	}
 }
 
@@ -186,7 +203,7 @@ func mutate(tr *translator, rnd *rand.Rand) {
 	mode := func() *v1beta1.PeerAuthentication_MutualTLS {
 		return &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_Mode(rnd.IntN(4))}
 	}
-	k := kind(rnd.IntN(7))
+	k := kind(rnd.IntN(int(kindServiceEntry)))
 	var o metav1.Object
 	switch k {
 	case kindNamespace:

@@ -3,9 +3,12 @@ package kube
 import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/cache"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/controller/translate"
@@ -19,6 +22,11 @@ type view struct {
 	selectors map[string]*selectors
 	policies  map[string][]*securityv1.AuthorizationPolicy
 	peers     map[string][]*securityv1.PeerAuthentication
+
+	serviceEntries  map[string][]*networkingv1.ServiceEntry
+	workloadEntries map[string][]*networkingv1.WorkloadEntry
+	networkPolicies map[string][]*netv1.NetworkPolicy
+	gateways        map[string][]*gatewayv1.Gateway
 }
 
 var _ translate.Objects = (*view)(nil)
@@ -37,6 +45,11 @@ func newView(cs *caches, good *lastGood) *view {
 		selectors: make(map[string]*selectors),
 		policies:  make(map[string][]*securityv1.AuthorizationPolicy),
 		peers:     make(map[string][]*securityv1.PeerAuthentication),
+
+		serviceEntries:  make(map[string][]*networkingv1.ServiceEntry),
+		workloadEntries: make(map[string][]*networkingv1.WorkloadEntry),
+		networkPolicies: make(map[string][]*netv1.NetworkPolicy),
+		gateways:        make(map[string][]*gatewayv1.Gateway),
 	}
 }
 
@@ -81,6 +94,42 @@ func (v *view) PeerAuthentications(namespace string) []*securityv1.PeerAuthentic
 	})
 }
 
+func (v *view) ServiceEntries(namespace string) []*networkingv1.ServiceEntry {
+	return memo(v.serviceEntries, namespace, func() []*networkingv1.ServiceEntry {
+		return listOrAll[*networkingv1.ServiceEntry](v.caches.serviceEntries, namespace)
+	})
+}
+
+func (v *view) WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry {
+	return memo(v.workloadEntries, namespace, func() []*networkingv1.WorkloadEntry {
+		return listOrAll[*networkingv1.WorkloadEntry](v.caches.workloadEntries, namespace)
+	})
+}
+
+func (v *view) NetworkPolicies(namespace string) []*netv1.NetworkPolicy {
+	return memo(v.networkPolicies, namespace, func() []*netv1.NetworkPolicy {
+		return listOrAll[*netv1.NetworkPolicy](v.caches.networkPolicies, namespace)
+	})
+}
+
+func (v *view) Gateways(namespace string) []*gatewayv1.Gateway {
+	return memo(v.gateways, namespace, func() []*gatewayv1.Gateway {
+		return listOrAll[*gatewayv1.Gateway](v.caches.gateways, namespace)
+	})
+}
+
+func (v *view) Gateway(namespace, name string) *gatewayv1.Gateway {
+	return get[*gatewayv1.Gateway](v.caches.gateways, namespace+"/"+name)
+}
+
+func (v *view) GatewayClass(name string) *gatewayv1.GatewayClass {
+	return get[*gatewayv1.GatewayClass](v.caches.gatewayClasses, name)
+}
+
+func (v *view) MeshConfig() *corev1.ConfigMap {
+	return get[*corev1.ConfigMap](v.caches.meshConfig, v.caches.rootNamespace+"/"+translate.MeshConfigMap)
+}
+
 // inForce puts the version that is in force in each object's place.
 func inForce[T metav1.Object](all []T, good map[string]T) []T {
 	for i, o := range all {
@@ -108,6 +157,19 @@ func get[T any](inf cache.SharedIndexInformer, name string) T {
 		return none
 	}
 	return obj.(T)
+}
+
+// listOrAll is a fresh list of namespace's cached objects, of all for "".
+func listOrAll[T any](inf cache.SharedIndexInformer, namespace string) []T {
+	if namespace != "" {
+		return list[T](inf, cache.NamespaceIndex, namespace)
+	}
+	objs := inf.GetIndexer().List()
+	out := make([]T, len(objs))
+	for i, o := range objs {
+		out[i] = o.(T)
+	}
+	return out
 }
 
 // list is a fresh list of the cached objects under an index value.

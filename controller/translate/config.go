@@ -3,7 +3,10 @@ package translate
 import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/hbone/identity"
@@ -36,7 +39,20 @@ type Objects interface {
 	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice
 	AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy
 	PeerAuthentications(namespace string) []*securityv1.PeerAuthentication
+	// Of the lists below the namespace "" means all namespaces.
+	ServiceEntries(namespace string) []*networkingv1.ServiceEntry
+	WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry
+	NetworkPolicies(namespace string) []*netv1.NetworkPolicy
+	Gateways(namespace string) []*gatewayv1.Gateway
+	Gateway(namespace, name string) *gatewayv1.Gateway
+	GatewayClass(name string) *gatewayv1.GatewayClass
+	// MeshConfig is the ConfigMap MeshConfigMap of the root namespace.
+	MeshConfig() *corev1.ConfigMap
 }
+
+// MeshConfigMap is the name of the ConfigMap in the root namespace that holds
+// the mesh's settings.
+const MeshConfigMap = "istio"
 
 // network is the network of everything in this cluster.
 func (c Config) network(objs Objects) string {

@@ -13,8 +13,11 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 	"sigs.k8s.io/yaml"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -94,6 +97,18 @@ func readSet(t testing.TB, file string) *Set {
 			s.PolicyList = append(s.PolicyList, decode[securityv1.AuthorizationPolicy](t, doc))
 		case "PeerAuthentication":
 			s.PeerList = append(s.PeerList, decode[securityv1.PeerAuthentication](t, doc))
+		case "ServiceEntry":
+			s.ServiceEntryList = append(s.ServiceEntryList, decode[networkingv1.ServiceEntry](t, doc))
+		case "WorkloadEntry":
+			s.WorkloadEntryList = append(s.WorkloadEntryList, decode[networkingv1.WorkloadEntry](t, doc))
+		case "NetworkPolicy":
+			s.NetworkPolicyList = append(s.NetworkPolicyList, decode[netv1.NetworkPolicy](t, doc))
+		case "Gateway":
+			s.GatewayList = append(s.GatewayList, decode[gatewayv1.Gateway](t, doc))
+		case "GatewayClass":
+			s.GatewayClassList = append(s.GatewayClassList, decode[gatewayv1.GatewayClass](t, doc))
+		case "ConfigMap":
+			s.MeshConfigObject = decode[corev1.ConfigMap](t, doc)
 		default:
 			t.Fatalf("%s document %d: kind %q", file, i, head.Kind)
 		}

@@ -5,7 +5,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
+	netv1 "k8s.io/api/networking/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -22,6 +25,13 @@ type Set struct {
 	SliceList     []*discoveryv1.EndpointSlice
 	PolicyList    []*securityv1.AuthorizationPolicy
 	PeerList      []*securityv1.PeerAuthentication
+
+	ServiceEntryList  []*networkingv1.ServiceEntry
+	WorkloadEntryList []*networkingv1.WorkloadEntry
+	NetworkPolicyList []*netv1.NetworkPolicy
+	GatewayList       []*gatewayv1.Gateway
+	GatewayClassList  []*gatewayv1.GatewayClass
+	MeshConfigObject  *corev1.ConfigMap // nil: none
 }
 
 var _ Objects = (*Set)(nil)
@@ -124,6 +134,56 @@ func (s *Set) AuthorizationPolicies(namespace string) []*securityv1.Authorizatio
 // PeerAuthentications implements Objects.
 func (s *Set) PeerAuthentications(namespace string) []*securityv1.PeerAuthentication {
 	return inNamespace(s.PeerList, namespace, (*securityv1.PeerAuthentication).GetNamespace)
+}
+
+// ServiceEntries implements Objects.
+func (s *Set) ServiceEntries(namespace string) []*networkingv1.ServiceEntry {
+	return orAll(s.ServiceEntryList, namespace, (*networkingv1.ServiceEntry).GetNamespace)
+}
+
+// WorkloadEntries implements Objects.
+func (s *Set) WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry {
+	return orAll(s.WorkloadEntryList, namespace, (*networkingv1.WorkloadEntry).GetNamespace)
+}
+
+// NetworkPolicies implements Objects.
+func (s *Set) NetworkPolicies(namespace string) []*netv1.NetworkPolicy {
+	return orAll(s.NetworkPolicyList, namespace, (*netv1.NetworkPolicy).GetNamespace)
+}
+
+// Gateways implements Objects.
+func (s *Set) Gateways(namespace string) []*gatewayv1.Gateway {
+	return orAll(s.GatewayList, namespace, (*gatewayv1.Gateway).GetNamespace)
+}
+
+// Gateway implements Objects.
+func (s *Set) Gateway(namespace, name string) *gatewayv1.Gateway {
+	for _, g := range s.GatewayList {
+		if g.Namespace == namespace && g.Name == name {
+			return g
+		}
+	}
+	return nil
+}
+
+// GatewayClass implements Objects.
+func (s *Set) GatewayClass(name string) *gatewayv1.GatewayClass {
+	for _, c := range s.GatewayClassList {
+		if c.Name == name {
+			return c
+		}
+	}
+	return nil
+}
+
+// MeshConfig implements Objects.
+func (s *Set) MeshConfig() *corev1.ConfigMap { return s.MeshConfigObject }
+
+func orAll[T any](all []T, namespace string, of func(T) string) []T {
+	if namespace == "" {
+		return all
+	}
+	return inNamespace(all, namespace, of)
 }
 
 func inNamespace[T any](all []T, namespace string, of func(T) string) []T {

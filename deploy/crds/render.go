@@ -23,6 +23,8 @@ import (
 var istioKinds = []string{
 	"authorizationpolicies.security.istio.io",
 	"peerauthentications.security.istio.io",
+	"serviceentries.networking.istio.io",
+	"workloadentries.networking.istio.io",
 }
 
 func main() {

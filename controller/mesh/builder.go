@@ -31,6 +31,7 @@ type Builder struct {
 	workloads edit[string, *Workload]
 	byAddr    edit[addrKey, []*Workload]
 	byName    edit[nameKey, []*Workload]
+	hosted    edit[nameKey, []*Workload]
 	services  edit[string, *Service]
 	byHost    edit[string, []*Service]
 	byVIP     edit[vipKey, []*Service]
@@ -54,6 +55,7 @@ func NewBuilder(base *Snapshot) *Builder {
 		workloads: editOf(&base.workloads),
 		byAddr:    editOf(&base.byAddr),
 		byName:    editOf(&base.byName),
+		hosted:    editOf(&base.hosted),
 		services:  editOf(&base.services),
 		byHost:    editOf(&base.byHost),
 		byVIP:     editOf(&base.byVIP),
@@ -119,6 +121,7 @@ func (b *Builder) Build() *Snapshot {
 		workloads: b.workloads.done(),
 		byAddr:    b.byAddr.done(),
 		byName:    b.byName.done(),
+		hosted:    b.hosted.done(),
 		services:  b.services.done(),
 		byHost:    b.byHost.done(),
 		byVIP:     b.byVIP.done(),
@@ -149,6 +152,9 @@ func (b *Builder) addWorkload(w *Workload) {
 		}
 	}
 	insert(&b.byName, nameKey{w.Namespace, w.Name}, w, byUID)
+	if w.Hostname != "" {
+		insert(&b.hosted, nameKey{w.Namespace, w.Hostname}, w, byUID)
+	}
 	for key, ports := range w.Services {
 		b.move(key, w.UID, Endpoint{Workload: w, Ports: ports})
 	}
@@ -167,6 +173,9 @@ func (b *Builder) dropWorkload(uid string) {
 		}
 	}
 	remove(&b.byName, nameKey{w.Namespace, w.Name}, w)
+	if w.Hostname != "" {
+		remove(&b.hosted, nameKey{w.Namespace, w.Hostname}, w)
+	}
 	for key := range w.Services {
 		b.move(key, uid, Endpoint{})
 	}

@@ -17,6 +17,7 @@ type Snapshot struct {
 	workloads table[string, *Workload]
 	byAddr    table[addrKey, []*Workload] // best candidate first
 	byName    table[nameKey, []*Workload] // pod name within its namespace
+	hosted    table[nameKey, []*Workload] // host name within its namespace, of those that have one
 	services  table[string, *Service]
 	byHost    table[string, []*Service]   // sorted by key
 	byVIP     table[vipKey, []*Service]   // sorted by key
@@ -89,6 +90,16 @@ func (s *Snapshot) LocalWorkload(node, namespace, name, serviceAccount string) *
 		}
 	}
 	return nil
+}
+
+// WorkloadByHostname returns the workload of a namespace that has that host name,
+// or nil; of several the one with the lowest UID.
+func (s *Snapshot) WorkloadByHostname(namespace, hostname string) *Workload {
+	c, _ := s.hosted.get(nameKey{namespace, hostname})
+	if len(c) == 0 {
+		return nil
+	}
+	return c[0]
 }
 
 func orDefault(serviceAccount string) string {

@@ -1,6 +1,9 @@
 package mesh
 
-import "net/netip"
+import (
+	"net/netip"
+	"strings"
+)
 
 // Policy is one authorization policy as a data plane evaluates it: it matches
 // when any rule matches; a rule when all its clauses match; a clause when any
@@ -16,6 +19,16 @@ type Policy struct {
 
 // Key is the xDS name of the policy, <namespace>/<name>.
 func (p *Policy) Key() string { return p.Namespace + "/" + p.Name }
+
+// RequireWaypointPrefix begins the names of the policies that refuse what does not
+// come through a waypoint. It is no name that an object of Kubernetes can have.
+const RequireWaypointPrefix = "ambitmesh_require_waypoint_"
+
+// RequiresWaypoint reports whether the policy is about the way a connection took,
+// not about who began it.
+func (p *Policy) RequiresWaypoint() bool {
+	return p.Action == Deny && strings.HasPrefix(p.Name, RequireWaypointPrefix)
+}
 
 // PolicyScope says which workloads a policy applies to.
 type PolicyScope uint8

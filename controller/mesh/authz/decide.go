@@ -11,6 +11,11 @@ import (
 type Conn struct {
 	Peer     identity.ID // verified; zero means unauthenticated
 	Src, Dst netip.AddrPort
+	// Through is the connection's own peer when that is the destination's waypoint
+	// and Peer the client it speaks for; zero otherwise. A policy that names it
+	// exactly means it; any other is about the client, so that a waypoint
+	// widens nothing that was written of clients.
+	Through identity.ID
 }
 
 // Verdict is a decision. Policy is the <namespace>/<name> that decided it, if
@@ -22,7 +27,9 @@ type Verdict struct {
 	// asks again. A live connection is never closed for it.
 	Pending bool
 	Policy  string
-	Reason  string // empty when allowed
+	// Direct says that what was refused is the way: it leads past the waypoint.
+	Direct bool
+	Reason string // empty when allowed
 }
 
 const (
@@ -39,14 +46,8 @@ func Decide(s *mesh.Snapshot, w *mesh.Workload, c Conn) Verdict {
 	// The longest namespace (63) and service account (253) with any sane trust
 	// domain fit; append moves to the heap otherwise.
 	var principal [512]byte
-	f := facts{src: canonical(c.Src.Addr()), dst: canonical(c.Dst.Addr()), port: c.Dst.Port(), peer: c.Peer}
-	if !c.Peer.IsZero() {
-		p := append(principal[:0], c.Peer.TrustDomain...)
-		p = append(p, "/ns/"...)
-		p = append(p, c.Peer.Namespace...)
-		p = append(p, "/sa/"...)
-		f.principal = append(p, c.Peer.ServiceAccount...)
-	}
+	f := facts{src: canonical(c.Src.Addr()), dst: canonical(c.Dst.Addr()), port: c.Dst.Port(), peer: c.Peer, through: c.Through}
+	f.principal = appendPrincipal(principal[:0], c.Peer)
 
 	var t tally
 	t.list(s.GlobalPolicies(), &f)
@@ -67,13 +68,24 @@ func Decide(s *mesh.Snapshot, w *mesh.Workload, c Conn) Verdict {
 	switch {
 	case t.denied != nil:
 		key := t.denied.Key()
-		return Verdict{Policy: key, Reason: reasonDenied + key}
+		return Verdict{Policy: key, Direct: t.denied.RequiresWaypoint(), Reason: reasonDenied + key}
 	case missing != "":
 		return Verdict{Pending: true, Policy: missing, Reason: reasonPending + missing}
 	case t.allows && t.allowed == nil:
 		return Verdict{Reason: reasonNotAllowed}
 	}
 	return Verdict{Allow: true}
+}
+
+func appendPrincipal(b []byte, id identity.ID) []byte {
+	if id.IsZero() {
+		return b
+	}
+	b = append(b, id.TrustDomain...)
+	b = append(b, "/ns/"...)
+	b = append(b, id.Namespace...)
+	b = append(b, "/sa/"...)
+	return append(b, id.ServiceAccount...)
 }
 
 // tally is what the policies seen so far add up to.
@@ -96,6 +108,9 @@ func (t *tally) one(p *mesh.Policy, f *facts) {
 		return
 	}
 	if p.Action == mesh.Deny {
+		if !f.through.IsZero() && p.RequiresWaypoint() {
+			f = f.ofWaypoint()
+		}
 		if f.policy(p) {
 			t.denied = p
 		}

@@ -14,6 +14,16 @@ type facts struct {
 	port      uint16
 	peer      identity.ID
 	principal []byte // without spiffe://; empty when unauthenticated
+	through   identity.ID
+}
+
+// ofWaypoint are the facts of the connection itself, as if it had not said whom it
+// speaks for.
+func (f *facts) ofWaypoint() *facts {
+	own := *f
+	own.peer, own.through = f.through, identity.ID{}
+	own.principal = appendPrincipal(nil, f.through)
+	return &own
 }
 
 func (f *facts) policy(p *mesh.Policy) bool {
@@ -130,6 +140,9 @@ func (f *facts) account(list []mesh.ServiceAccountMatch) bool {
 		if a.Namespace == f.peer.Namespace && a.ServiceAccount == f.peer.ServiceAccount {
 			return true
 		}
+		if !f.through.IsZero() && a.Namespace == f.through.Namespace && a.ServiceAccount == f.through.ServiceAccount {
+			return true
+		}
 	}
 	return false
 }
@@ -140,6 +153,9 @@ func (f *facts) principalIn(list []mesh.StringMatch) bool {
 	}
 	for _, m := range list {
 		if matchString(m, f.principal) {
+			return true
+		}
+		if m.Kind == mesh.Exact && !f.through.IsZero() && m.Value == f.through.Principal() {
 			return true
 		}
 	}

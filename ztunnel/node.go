@@ -31,8 +31,10 @@ type Config struct {
 	NodeName string // "" takes workloads of any node for local
 	Version  string
 	Socket   string // the node agent's ZDS socket
-	// AdminAddr, StatsAddr and ReadyAddr are host:port; "" leaves one out.
+	// AdminAddr, StatsAddr and ReadyAddr are host:port; "" leaves one out. With
+	// IPv4Only none of them listens to IPv6.
 	AdminAddr, StatsAddr, ReadyAddr string
+	IPv4Only                        bool
 	Grace                           time.Duration // how long open connections may go on at the end
 
 	Store        *mesh.Store

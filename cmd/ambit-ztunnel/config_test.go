@@ -8,16 +8,18 @@ import (
 	"time"
 )
 
-func env(kv ...string) func(string) string {
+func env(kv ...string) map[string]string {
 	m := map[string]string{}
 	for i := 0; i < len(kv); i += 2 {
 		m[kv[i]] = kv[i+1]
 	}
-	return func(k string) string { return m[k] }
+	return m
 }
 
+func nofile(string) ([]byte, error) { return nil, os.ErrNotExist }
+
 func TestConfig(t *testing.T) {
-	c := readConfig(env())
+	c := readConfig(env(), nofile)
 	if err := c.Validate(); err != nil {
 		t.Errorf("defaults: %v", err)
 	}
@@ -25,7 +27,7 @@ func TestConfig(t *testing.T) {
 		t.Errorf("defaults: %+v", c)
 	}
 	c = readConfig(env("XDS_ADDRESS", "ctrl:15012", "ISTIO_META_CLUSTER_ID", "c2", "CLUSTER_ID", "c1", "POD_NAME", "z", "POD_NAMESPACE", "ns", "INSTANCE_IP", "10.0.0.1",
-		"TERMINATION_GRACE_PERIOD_SECONDS", "30", "HTTP2_PING_INTERVAL", "1s", "HTTP2_PING_TIMEOUT", "2s"))
+		"TERMINATION_GRACE_PERIOD_SECONDS", "30", "HTTP2_PING_INTERVAL", "1s", "HTTP2_PING_TIMEOUT", "2s"), nofile)
 	if err := c.Validate(); err != nil {
 		t.Error(err)
 	}
@@ -35,7 +37,7 @@ func TestConfig(t *testing.T) {
 	}
 
 	err := readConfig(env("XDS_ADDRESS", "ftp://x", "SECRET_TTL", "forever", "LOG_FORMAT", "xml", "RUST_LOG", "loud", "ADMIN_ADDR", "0.0.0.0:15000",
-		"HTTP2_FRAME_SIZE", "-1")).Validate()
+		"HTTP2_FRAME_SIZE", "-1"), nofile).Validate()
 	for _, name := range []string{"XDS_ADDRESS", "SECRET_TTL", "LOG_FORMAT", "RUST_LOG", "ADMIN_ADDR", "HTTP2_FRAME_SIZE"} {
 		if err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%s is not named in: %v", name, err)

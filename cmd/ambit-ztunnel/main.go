@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -34,14 +35,17 @@ func main() {
 		case "version", "--version":
 			fmt.Println("ambit-ztunnel", version, buildInfo())
 			return
+		case "help", "-h", "--help":
+			fmt.Print(page())
+			return
 		case "--check":
 			check = true
 		default:
-			fmt.Fprintf(os.Stderr, "usage: ambit-ztunnel [proxy] [--check] | version\nunknown argument %q\n", a)
+			fmt.Fprintf(os.Stderr, "usage: ambit-ztunnel [proxy] [--check] | version | help\nunknown argument %q\n", a)
 			os.Exit(1)
 		}
 	}
-	cfg := readConfig(os.Getenv)
+	cfg := readConfig(environ(os.Environ()), os.ReadFile)
 	if err := cfg.Validate(); err != nil {
 		fmt.Fprintln(os.Stderr, "ambit-ztunnel: bad configuration:")
 		fmt.Fprintln(os.Stderr, err)
@@ -57,6 +61,15 @@ func main() {
 	}
 }
 
+func environ(list []string) map[string]string {
+	m := make(map[string]string, len(list))
+	for _, kv := range list {
+		k, v, _ := strings.Cut(kv, "=")
+		m[k] = v
+	}
+	return m
+}
+
 func buildInfo() string {
 	if b, ok := debug.ReadBuildInfo(); ok {
 		return b.GoVersion
@@ -70,7 +83,10 @@ func run(cfg *config) error {
 		return err
 	}
 	log := slog.New(live.NewLogHandler(os.Stdout, cfg.LogFormat == "json", levels))
-	if err := harden(); err != nil {
+	for _, w := range cfg.warnings {
+		log.Warn(w)
+	}
+	if err := harden(workers(cfg, runtime.NumCPU())); err != nil {
 		log.Warn("process limits", "err", err)
 	}
 	memory := debug.SetMemoryLimit(-1)
@@ -97,7 +113,7 @@ func run(cfg *config) error {
 	})
 	node := ztunnel.New(ztunnel.Config{
 		NodeName: cfg.NodeName, Version: version, Socket: cfg.Socket,
-		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, Grace: cfg.Grace,
+		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, Grace: cfg.Grace,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
 		DumpConfig: cfg.dump(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,
 	})

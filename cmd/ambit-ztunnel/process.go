@@ -15,8 +15,8 @@ import (
 )
 
 // harden makes the process what one that holds everybody's keys has to be, and
-// sizes it. What fails is reported, not fatal: a container may have done it.
-func harden() error {
+// sizes it: threads is how many work at once. What fails is reported, not fatal: a container may have done it.
+func harden(threads int) error {
 	var errs []error
 	// No core file and no ptrace by other processes of the same user: the
 	// memory holds private keys of every pod on the node.
@@ -37,7 +37,7 @@ func harden() error {
 		errs = append(errs, fmt.Errorf("setrlimit RLIMIT_NOFILE: %w", err))
 	}
 	if os.Getenv("GOMAXPROCS") == "" {
-		runtime.GOMAXPROCS(max(2, (runtime.NumCPU()+3)/4))
+		runtime.GOMAXPROCS(threads)
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		if limit, ok := memoryLimit(os.ReadFile); ok {

@@ -20,7 +20,7 @@ import (
 func TestHarden(t *testing.T) {
 	const asked = "AMBIT_TEST_HARDEN"
 	if os.Getenv(asked) != "" {
-		if err := harden(); err != nil {
+		if err := harden(2); err != nil {
 			t.Fatal(err)
 		}
 		dumpable, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -54,7 +54,7 @@ func TestAdminIsForLoopback(t *testing.T) {
 		"127.0.0.1:15000": true, "[::1]:15000": true,
 		":15000": false, "0.0.0.0:15000": false, "[::]:15000": false, "10.0.0.1:15000": false,
 	} {
-		err := readConfig(env("ADMIN_ADDR", addr)).Validate()
+		err := readConfig(env("ADMIN_ADDR", addr), nofile).Validate()
 		if (err == nil) != ok {
 			t.Errorf("%s: %v", addr, err)
 		}

@@ -29,7 +29,11 @@ func run(root string) error {
 	if err != nil {
 		return err
 	}
-	for name, text := range map[string]string{"flags.md": flags, "reasons.md": reasonsPage()} {
+	settings, err := settingsPage(root)
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string]string{"flags.md": flags, "ztunnel.md": settings, "reasons.md": reasonsPage()} {
 		if err := os.WriteFile(filepath.Join(root, "docs", "reference", name), []byte(text), 0o644); err != nil {
 			return err
 		}
@@ -83,6 +87,17 @@ func flagsPage(root string) (string, error) {
 		fmt.Fprintf(&b, "\n## %s\n\n```\n%s\n```\n", strings.TrimSuffix(strings.Join(h[:len(h)-1], " "), " -h"), strings.TrimSpace(text))
 	}
 	return b.String(), nil
+}
+
+// settingsPage is what ztunnel says of itself.
+func settingsPage(root string) (string, error) {
+	cmd := exec.Command("go", "run", "./cmd/ambit-ztunnel", "help")
+	cmd.Dir = root
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("ambit-ztunnel help: %w", err)
+	}
+	return generated + "\n" + string(out), nil
 }
 
 func reasonsPage() string {

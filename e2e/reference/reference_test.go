@@ -95,11 +95,6 @@ func TestTroubleshootingNamesReasons(t *testing.T) {
 	}
 }
 
-func TestZtunnelSettings(t *testing.T) {
-	code := set(`(?:str|number|duration|getenv)\("([A-Z][A-Z0-9_]+)"`, sources(t, "cmd/ambit-ztunnel"))
-	same(t, "ztunnel.md", code, set("(?m)^\\| `([A-Z][A-Z0-9_]+)`", page(t, "ztunnel.md")))
-}
-
 // metricRow finds the metrics of the page, with labels or without.
 const metricRow = "(?m)^\\| `([a-z0-9_]+)[`{]"
 

@@ -18,6 +18,8 @@ type Claim struct {
 	Section  string
 	ID       string // the first cell
 	Tests    []Test
+	// LeftOut is why a behaviour is not there on purpose; it has no tests then.
+	LeftOut string
 }
 
 func (c Claim) String() string { return c.Document + ": " + c.ID }
@@ -52,6 +54,8 @@ const (
 	// Threats has a section of controls, and more tables that claim nothing.
 	Threats  = "docs/threat-model.md"
 	Controls = "Controls"
+
+	nothing = "–" // in place of tests, of a behaviour that is left out on purpose
 )
 
 // Read reads both documents of the repository at root.
@@ -87,11 +91,17 @@ func readFeatures(root string) ([]Claim, error) {
 				fail("two rows have this id")
 			}
 			seen[row[0]] = true
-			tests, err := References(row[2])
-			if err != nil {
+			c := Claim{Document: Features, Section: section, ID: row[0]}
+			var err error
+			if row[2] == nothing {
+				c.LeftOut = row[3]
+				if len(strings.Fields(row[3])) < 3 {
+					fail("what is left out on purpose says why in the last cell")
+				}
+			} else if c.Tests, err = References(row[2]); err != nil {
 				fail("%v", err)
 			}
-			out = append(out, Claim{Features, section, row[0], tests})
+			out = append(out, c)
 		}
 	}
 	return out, errors.Join(errs...)
@@ -109,7 +119,7 @@ func readControls(root string) ([]Claim, error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf("%s: %q: %w", Threats, row[0], err))
 		}
-		out = append(out, Claim{Threats, Controls, row[0], tests})
+		out = append(out, Claim{Document: Threats, Section: Controls, ID: row[0], Tests: tests})
 	}
 	return out, errors.Join(errs...)
 }

@@ -17,6 +17,7 @@ Text.
 | Id | Behaviour | Tests | Difference |
 |---|---|---|---|
 | traffic-ping | it goes \| comes | ` + "`e2e/netns.TestPing` `e2e/kubelab/firstlight.TestFirstLight/a pod's first byte`" + ` | none |
+| traffic-pigeons | letters by pigeon | – | they do not find home |
 
 ## Probes
 
@@ -44,8 +45,9 @@ func TestRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := []Claim{
-		{Features, "Traffic", "traffic-ping", []Test{{"e2e/netns", "TestPing", ""}, {"e2e/kubelab/firstlight", "TestFirstLight", "a pod's first byte"}}},
-		{Threats, "Controls", "keys stay", []Test{{"hbone", "FuzzFrames", ""}}},
+		{Document: Features, Section: "Traffic", ID: "traffic-ping", Tests: []Test{{"e2e/netns", "TestPing", ""}, {"e2e/kubelab/firstlight", "TestFirstLight", "a pod's first byte"}}},
+		{Document: Features, Section: "Traffic", ID: "traffic-pigeons", LeftOut: "they do not find home"},
+		{Document: Threats, Section: "Controls", ID: "keys stay", Tests: []Test{{"hbone", "FuzzFrames", ""}}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %v\nwant %v", got, want)
@@ -54,6 +56,7 @@ func TestRead(t *testing.T) {
 	for _, c := range []struct{ name, old, with, says string }{
 		{"no test", "`e2e/netns.TestPing` `e2e/kubelab/firstlight.TestFirstLight/a pod's first byte`", "none yet", "names of tests"},
 		{"more than tests", "`e2e/netns.TestPing`", "`e2e/netns.TestPing` mostly", "names of tests"},
+		{"left out without a reason", "they do not find home", "–", "says why"},
 		{"an empty cell", "| none |", "| |", "none of them empty"},
 		{"too few cells", "| none |", "|", "3 cells"},
 		{"an id in capitals", "traffic-ping", "Traffic ping", "an id is words"},

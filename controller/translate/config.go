@@ -19,6 +19,14 @@ type Config struct {
 	TrustDomain   string
 	RootNamespace string // home of mesh-wide policy, "istio-system"
 	Network       string // "": the root namespace's topology.istio.io/network label
+
+	// Revision is the value of RevisionLabel that means us, "" for the default
+	// one. Beside says that another control plane is there too: then only what
+	// has the label is ours.
+	Revision string
+	Beside   bool
+	// Mesh is what the ConfigMap of the mesh's settings says now.
+	Mesh MeshConfig
 }
 
 // NetworkLabel on the root namespace names the cluster's network.

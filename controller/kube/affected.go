@@ -75,7 +75,7 @@ func (t *translator) expandService(v *view, a *affected, k key) {
 		return
 	}
 	for _, pod := range list[*corev1.Pod](t.caches.pods, cache.NamespaceIndex, k.namespace) {
-		if translate.Selects(svc, pod) {
+		if translate.Selects(svc, pod.Namespace, pod.Labels) {
 			a.pods.add(pod.Namespace, pod.Name)
 		}
 	}
@@ -109,7 +109,7 @@ func (t *translator) expandPolicy(a *affected, k key) {
 		return
 	}
 	for _, pod := range t.podsUnder(k.namespace) {
-		if translate.Picks(ap.Spec.GetSelector(), pod) {
+		if translate.Picks(ap.Spec.GetSelector(), pod.Labels) {
 			a.pods.add(pod.Namespace, pod.Name)
 		}
 	}

@@ -17,7 +17,7 @@ type Controller struct {
 	translator *translator
 	writer     *writer
 	reported   []cache.InformerSynced // of the types every cluster has, see record
-	synced     chan struct{} // closed once, when the first snapshot is published
+	synced     chan struct{}          // closed once, when the first snapshot is published
 }
 
 // New wires a controller; nothing happens before Run.

@@ -23,7 +23,7 @@ func TestSelectorsFindWhatAskingEachFinds(t *testing.T) {
 			}
 			return m
 		}
-		s := &selectors{}
+		s := newSelectors(nil, func(svc *corev1.Service) map[string]string { return svc.Spec.Selector })
 		for i := range 40 {
 			s.all = append(s.all, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Name: fmt.Sprint(i)}, Spec: corev1.ServiceSpec{Selector: labels(3)}})
 		}
@@ -31,14 +31,14 @@ func TestSelectorsFindWhatAskingEachFinds(t *testing.T) {
 			pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "n", Labels: labels(4)}}
 			found := func(in []*corev1.Service) (names []string) {
 				for _, svc := range in {
-					if translate.Selects(svc, pod) {
+					if translate.Selects(svc, pod.Namespace, pod.Labels) {
 						names = append(names, svc.Name)
 					}
 				}
 				slices.Sort(names)
 				return names
 			}
-			if got, want := found(s.picking(pod)), found(s.all); !slices.Equal(got, want) {
+			if got, want := found(s.picking(pod.Labels)), found(s.all); !slices.Equal(got, want) {
 				t.Fatalf("seed %d, look %d: %v, want %v", seed, i, got, want)
 			}
 		}

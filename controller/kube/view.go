@@ -19,7 +19,7 @@ import (
 type view struct {
 	caches    *caches
 	good      *lastGood
-	selectors map[string]*selectors
+	selectors map[string]*selectors[*corev1.Service]
 	policies  map[string][]*securityv1.AuthorizationPolicy
 	peers     map[string][]*securityv1.PeerAuthentication
 
@@ -42,7 +42,7 @@ func newView(cs *caches, good *lastGood) *view {
 	return &view{
 		caches:    cs,
 		good:      good,
-		selectors: make(map[string]*selectors),
+		selectors: make(map[string]*selectors[*corev1.Service]),
 		policies:  make(map[string][]*securityv1.AuthorizationPolicy),
 		peers:     make(map[string][]*securityv1.PeerAuthentication),
 
@@ -63,13 +63,14 @@ func (v *view) Service(namespace, name string) *corev1.Service {
 	return get[*corev1.Service](v.caches.services, namespace+"/"+name)
 }
 
-func (v *view) SelectingServices(pod *corev1.Pod) []*corev1.Service {
-	s := v.selectors[pod.Namespace]
+func (v *view) SelectingServices(namespace string, labels map[string]string) []*corev1.Service {
+	s := v.selectors[namespace]
 	if s == nil {
-		s = &selectors{all: list[*corev1.Service](v.caches.services, cache.NamespaceIndex, pod.Namespace)}
-		v.selectors[pod.Namespace] = s
+		s = newSelectors(list[*corev1.Service](v.caches.services, cache.NamespaceIndex, namespace),
+			func(svc *corev1.Service) map[string]string { return svc.Spec.Selector })
+		v.selectors[namespace] = s
 	}
-	return s.picking(pod)
+	return s.picking(labels)
 }
 
 func (v *view) SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice {

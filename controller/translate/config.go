@@ -39,9 +39,9 @@ type Objects interface {
 	Namespace(name string) *corev1.Namespace
 	Node(name string) *corev1.Node
 	Service(namespace, name string) *corev1.Service
-	// SelectingServices are the services of pod's namespace whose selector
-	// picks it, and maybe others.
-	SelectingServices(pod *corev1.Pod) []*corev1.Service
+	// SelectingServices are the services of namespace whose selector picks what
+	// has these labels, and maybe others.
+	SelectingServices(namespace string, labels map[string]string) []*corev1.Service
 	// SlicesTargeting is a fresh list of the slices with an endpoint whose
 	// target is pod.
 	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice

@@ -5,8 +5,6 @@ import (
 	"slices"
 	"strconv"
 
-	corev1 "k8s.io/api/core/v1"
-
 	"istio.io/api/security/v1beta1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
@@ -62,12 +60,12 @@ func (c Config) PeerAuthentication(pa *securityv1.PeerAuthentication, objs Objec
 	}, o.err()
 }
 
-// peerPolicy is the key of the one policy that PeerAuthentications put on pod,
+// peerPolicy is the key of the one policy that PeerAuthentications put on s,
 // "" for none.
-func (c Config) peerPolicy(pod *corev1.Pod, objs Objects) string {
-	pa := c.selecting(pod, objs)
+func (c Config) peerPolicy(s subject, objs Objects) string {
+	pa := c.selecting(s, objs)
 	if pa == nil {
-		if c.namespaceStrict(pod.Namespace, objs) {
+		if c.namespaceStrict(s.namespace, objs) {
 			return c.StaticStrictKey()
 		}
 		return ""
@@ -148,15 +146,15 @@ func (c Config) namespaceStrict(namespace string, objs Objects) bool {
 	return false
 }
 
-// selecting is the PeerAuthentication whose selector picks pod. In the root
+// selecting is the PeerAuthentication whose selector picks s. In the root
 // namespace selectors are ignored.
-func (c Config) selecting(pod *corev1.Pod, objs Objects) *securityv1.PeerAuthentication {
-	if pod.Namespace == c.RootNamespace {
+func (c Config) selecting(s subject, objs Objects) *securityv1.PeerAuthentication {
+	if s.namespace == c.RootNamespace {
 		return nil
 	}
-	return oldest(objs.PeerAuthentications(pod.Namespace), func(pa *securityv1.PeerAuthentication) bool {
+	return oldest(objs.PeerAuthentications(s.namespace), func(pa *securityv1.PeerAuthentication) bool {
 		want := pa.Spec.GetSelector().GetMatchLabels()
-		return len(want) > 0 && matchLabels(want, pod.Labels)
+		return len(want) > 0 && matchLabels(want, s.labels)
 	}).PeerAuthentication
 }
 

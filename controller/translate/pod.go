@@ -9,8 +9,6 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"istio.io/api/type/v1beta1"
-
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
@@ -54,7 +52,7 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 		CanonicalRevision: first(pod.Labels, "latest", canonicalRevLabel, "app.kubernetes.io/version", "version"),
 		Type:              mesh.TypePod, // always: peers keep the field for compatibility only
 		WorkloadName:      name,
-		Policies:          c.podPolicies(pod, objs),
+		Policies:          c.policiesOf(subject{pod.Namespace, pod.Labels}, objs),
 		Health:            podHealth(pod),
 		ClusterID:         c.ClusterID,
 		Services:          c.podServices(pod, objs),
@@ -120,8 +118,8 @@ func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Por
 		}
 		m[c.ServiceKey(svc.Namespace, svc.Name)] = ports
 	}
-	for _, svc := range objs.SelectingServices(pod) {
-		if published(svc) && Selects(svc, pod) {
+	for _, svc := range objs.SelectingServices(pod.Namespace, pod.Labels) {
+		if published(svc) && Selects(svc, pod.Namespace, pod.Labels) {
 			add(svc, selectedPorts(svc, pod))
 		}
 	}
@@ -136,28 +134,6 @@ func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Por
 		add(svc, mergePorts(m[key], slicePorts(slice, svc)))
 	}
 	return m
-}
-
-// podPolicies are the keys of the selector policies that apply to pod, sorted.
-// Namespace and mesh-wide policies apply by scope and are not listed.
-func (c Config) podPolicies(pod *corev1.Pod, objs Objects) []string {
-	var keys []string
-	namespaces := []string{pod.Namespace}
-	if pod.Namespace != c.RootNamespace {
-		namespaces = append(namespaces, c.RootNamespace)
-	}
-	for _, ns := range namespaces {
-		for _, ap := range objs.AuthorizationPolicies(ns) {
-			if c.Listed(ap) && Picks(ap.Spec.GetSelector(), pod) {
-				keys = append(keys, ap.Namespace+"/"+ap.Name)
-			}
-		}
-	}
-	if key := c.peerPolicy(pod, objs); key != "" {
-		keys = append(keys, key)
-	}
-	slices.Sort(keys)
-	return keys
 }
 
 // workloadName is the name of what the user created, as far as owner
@@ -210,19 +186,4 @@ func first(labels map[string]string, fallback string, keys ...string) string {
 		}
 	}
 	return fallback
-}
-
-// Picks reports whether a policy's selector, which must not be nil, picks pod.
-func Picks(s *v1beta1.WorkloadSelector, pod *corev1.Pod) bool {
-	return matchLabels(s.GetMatchLabels(), pod.Labels)
-}
-
-// matchLabels reports whether labels has all of want.
-func matchLabels(want, labels map[string]string) bool {
-	for k, v := range want {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
 }

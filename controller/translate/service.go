@@ -56,9 +56,9 @@ func (c Config) Service(svc *corev1.Service, objs Objects) (*mesh.Service, error
 
 func published(svc *corev1.Service) bool { return svc.Spec.Type != corev1.ServiceTypeExternalName }
 
-// Selects reports whether svc picks pod by its selector.
-func Selects(svc *corev1.Service, pod *corev1.Pod) bool {
-	return svc.Namespace == pod.Namespace && len(svc.Spec.Selector) > 0 && matchLabels(svc.Spec.Selector, pod.Labels)
+// Selects reports whether svc picks by its selector what has these labels.
+func Selects(svc *corev1.Service, namespace string, labels map[string]string) bool {
+	return svc.Namespace == namespace && len(svc.Spec.Selector) > 0 && matchLabels(svc.Spec.Selector, labels)
 }
 
 // clusterIPs leaves out the "None" of headless services.

@@ -111,8 +111,8 @@ func (s *Set) Service(namespace, name string) *corev1.Service {
 }
 
 // SelectingServices implements Objects.
-func (s *Set) SelectingServices(pod *corev1.Pod) []*corev1.Service {
-	return inNamespace(s.ServiceList, pod.Namespace, (*corev1.Service).GetNamespace)
+func (s *Set) SelectingServices(namespace string, _ map[string]string) []*corev1.Service {
+	return inNamespace(s.ServiceList, namespace, (*corev1.Service).GetNamespace)
 }
 
 // SlicesTargeting implements Objects.

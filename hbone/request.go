@@ -24,3 +24,7 @@ func getHeader(hs []Header, name string) string {
 	}
 	return ""
 }
+
+// NetworkHeader says on the inner CONNECT of double HBONE which network the client
+// is in, as Istio's ztunnel does.
+const NetworkHeader = "x-forwarded-network"

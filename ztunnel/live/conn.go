@@ -30,6 +30,7 @@ type Facts struct {
 	Original  netip.AddrPort // what the application dialled, for the dump
 	Authority string         // CONNECT authority; "" unless HBONE
 	HBONE     bool
+	Double    bool // HBONE in HBONE, through a gateway
 
 	Source, Destination     *mesh.Workload
 	SourceID, DestinationID identity.ID // set for mTLS only

@@ -346,14 +346,24 @@ func TestBaggage(t *testing.T) {
 	if Baggage(nil) != "" {
 		t.Error("nobody has baggage")
 	}
-	if got := ParseBaggage(want); got != (Metadata{"c1", "prod", "echo", "echo", "v2", "r", "z"}) {
+	if got := ParseBaggage(want); got != (Metadata{"c1", "prod", "echo", "echo", "v2", "r", "z", mesh.TypeDeployment}) {
 		t.Errorf("%+v", got)
 	}
 	if got := ParseBaggage("x=y,service.name=a=b,service.name=c,cloud.region"); got != (Metadata{Service: "c"}) {
 		t.Errorf("%+v", got)
 	}
-	if got := ParseBaggage("service.name=\xff"); got != (Metadata{}) {
-		t.Errorf("%+v", got)
+	for name, headers := range map[string][]string{
+		"not ASCII": {"service.name=a", "service.name=\xff"}, "a long value": {"cloud.region=r,service.name=" + strings.Repeat("x", maxValue+1)},
+		"long in all": {"service.name=a," + strings.Repeat("y", maxBaggage/2), strings.Repeat("y", maxBaggage/2)},
+	} {
+		if got := ParseBaggage(headers...); got != (Metadata{}) || got.Record(server.Identity()) != nil {
+			t.Errorf("%s: %+v", name, got)
+		}
+	}
+	several := ParseBaggage("service.name=a,k8s.job.name=j", "service.name=b")
+	w := several.Record(server.Identity())
+	if w == nil || w.CanonicalName != "b" || w.WorkloadName != "j" || w.Type != mesh.TypeJob || w.Identity() != server.Identity() {
+		t.Errorf("%+v", w)
 	}
 }
 

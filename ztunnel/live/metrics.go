@@ -1,6 +1,7 @@
 package live
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -112,6 +113,7 @@ type Metrics struct {
 	opened, closed, failed, received, sent *prometheus.CounterVec
 	reasons                                *prometheus.CounterVec
 	suppressed                             prometheus.Counter
+	namesAsked                             *prometheus.CounterVec
 	acceptErrors, handshakesDelayed        prometheus.Counter
 	sockets                                [2]prometheus.Gauge
 
@@ -140,6 +142,8 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 			"Connections that failed, were refused or were cut, by the reason in the access log (unstable)", "reporter", "reason"),
 		cache: map[labelKey]*series{},
 	}
+	m.namesAsked = vec("istio_on_demand_dns_total", "Host names of workloads that connections asked for, cached or not (unstable)",
+		append(slices.Clone(trafficLabels[1:9]), "hostname")...)
 	m.suppressed = prometheus.NewCounter(prometheus.CounterOpts{Name: "ambit_access_log_suppressed_total",
 		Help: "Access log lines left out because a pod repeated one failure too often (unstable)"})
 	m.acceptErrors = prometheus.NewCounter(prometheus.CounterOpts{Name: "ambit_accept_errors_total",
@@ -161,6 +165,13 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 func (m *Metrics) SocketOpened(r Reporter) func() {
 	m.sockets[r].Inc()
 	return m.sockets[r].Dec
+}
+
+// NameAsked counts that a connection of source goes to a workload that has a host
+// name and no address.
+func (m *Metrics) NameAsked(source *mesh.Workload, host string) {
+	k := labelKey{source: partyOf(source, source.Identity())}
+	m.namesAsked.WithLabelValues(append(k.values(FlagNone)[1:9:9], host)...).Inc()
 }
 
 // HandshakesDelayed counts that HBONE connections of a pod have to wait.

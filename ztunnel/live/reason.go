@@ -15,6 +15,7 @@ type Reason string
 const (
 	PolicyDenied    Reason = "policy_denied"
 	PolicyPending   Reason = "policy_pending"
+	NotByWaypoint   Reason = "waypoint_required"
 	PolicyChanged   Reason = "policy_changed"
 	OlderDenied     Reason = "older_denied"
 	Drained         Reason = "drained"
@@ -23,6 +24,8 @@ const (
 
 	NoHealthyUpstream Reason = "no_healthy_upstream"
 	UnknownWaypoint   Reason = "unknown_waypoint"
+	UnknownGateway    Reason = "unknown_gateway"
+	NameUnresolved    Reason = "name_unresolved"
 	Unsupported       Reason = "unsupported"
 	SelfCall          Reason = "self_call"
 	NoAddress         Reason = "no_address"
@@ -116,6 +119,7 @@ func (r Reason) Flag() Flag {
 var meanings = []Meaning{
 	{PolicyDenied, FlagDeny, "an authorization policy of the destination refuses the connection; the error names it"},
 	{PolicyPending, FlagDeny, "the destination names a policy that its ztunnel has not received within 5 s"},
+	{NotByWaypoint, FlagDeny, "the destination, or its service, is only reached through its waypoint; the connection came past it"},
 	{PolicyChanged, FlagDeny, "an open connection was closed because a policy that now applies refuses it"},
 	{OlderDenied, FlagDeny, "a connection from before the pod's enrolment, so without an identity, was ended because policy refuses it"},
 	{Drained, FlagNone, "the connection was still open when ztunnel's shutdown deadline passed"},
@@ -124,6 +128,8 @@ var meanings = []Meaning{
 
 	{NoHealthyUpstream, FlagConnect, "the service has no usable endpoint for this port"},
 	{UnknownWaypoint, FlagConnect, "the destination's waypoint cannot be resolved; it is never bypassed"},
+	{UnknownGateway, FlagConnect, "the destination is in another network that cannot be reached: it has no gateway that is known, was not dialled by a service, or no service says who may answer there"},
+	{NameUnresolved, FlagConnect, "the destination is a host name, and DNS has no address for it"},
 	{Unsupported, FlagConnect, "the route needs a feature this version does not have; the error names it"},
 	{SelfCall, FlagConnect, "the application called one of ztunnel's own ports"},
 	{NoAddress, FlagConnect, "the chosen endpoint has no usable address"},

@@ -189,6 +189,9 @@ func (t *Table) Connections(pod *Pod) []Connection {
 		if c.facts.HBONE {
 			p = "HBONE"
 		}
+		if c.facts.Double {
+			p = "DOUBLEHBONE"
+		}
 		out = append(out, Connection{c.reporter, c.facts.Src, c.facts.Original, c.facts.Dst, p})
 	}
 	slices.SortFunc(out, func(a, b Connection) int {

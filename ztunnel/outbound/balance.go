@@ -23,11 +23,11 @@ func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, dial
 	best, total := -1, uint64(0)
 	for i := range endpoints {
 		e := &endpoints[i]
-		if _, ok := usable(svc, e, port, forWaypoint, choice); !ok {
+		if _, ok := usable(source, svc, e, port, forWaypoint, choice); !ok {
 			continue
 		}
 		rank, ok := preferred(lb, source, e.Workload)
-		rank += reach(svc, e.Workload, dialled)
+		rank += reach(source, svc, e.Workload, dialled)
 		if !ok || rank < best {
 			continue
 		}
@@ -42,11 +42,11 @@ func balance(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, dial
 	n := choice.rand(total)
 	for i := range endpoints {
 		e := &endpoints[i]
-		p, ok := usable(svc, e, port, forWaypoint, choice)
+		p, ok := usable(source, svc, e, port, forWaypoint, choice)
 		if !ok {
 			continue
 		}
-		if rank, ok := preferred(lb, source, e.Workload); !ok || rank+reach(svc, e.Workload, dialled) != best {
+		if rank, ok := preferred(lb, source, e.Workload); !ok || rank+reach(source, svc, e.Workload, dialled) != best {
 			continue
 		}
 		w := weight(e.Workload)
@@ -67,8 +67,20 @@ const (
 // reach ranks w by the address it would be dialled at. A dual-stack service can
 // have endpoints of one family, pods from before the cluster had both or other
 // hosts: a client may have no way to the family that it did not ask for.
-func reach(svc *mesh.Service, w *mesh.Workload, dialled netip.Addr) int {
+//
+// One in another network is dialled at its gateway's, one with a host name at
+// whatever that stands for.
+func reach(source *mesh.Workload, svc *mesh.Service, w *mesh.Workload, dialled netip.Addr) int {
+	if w.Network != source.Network {
+		if w.NetworkGateway == nil {
+			return 0
+		}
+		return sameFamily
+	}
 	a, ok := address(w, svc, dialled)
+	if !ok && w.Hostname != "" {
+		return sameFamily
+	}
 	switch {
 	case !ok:
 		return 0
@@ -86,12 +98,12 @@ func weight(w *mesh.Workload) uint64 {
 }
 
 // usable applies the port and reachability rules and gives the target port.
-func usable(svc *mesh.Service, e *mesh.Endpoint, port uint16, forWaypoint bool, choice Choice) (uint16, bool) {
+func usable(source *mesh.Workload, svc *mesh.Service, e *mesh.Endpoint, port uint16, forWaypoint bool, choice Choice) (uint16, bool) {
 	w := e.Workload
 	if w == nil || slices.Contains(choice.Skip, w.UID) {
 		return 0, false
 	}
-	if len(w.Addresses) == 0 && w.Hostname == "" && w.NetworkGateway == nil {
+	if len(w.Addresses) == 0 && w.Hostname == "" && (w.NetworkGateway == nil || w.Network == source.Network) {
 		return 0, false
 	}
 	tunnelled := w.AppTunnel != nil

@@ -14,6 +14,9 @@ type carrier interface {
 	// relay copies between the application's socket and the upstream until
 	// both directions have ended, and closes both.
 	relay(*live.Conn, *net.TCPConn) error
+	// close gives back what is left after the relay; the connection's record has
+	// been closed by then.
+	close()
 }
 
 type plain struct {
@@ -28,6 +31,8 @@ func (u plain) relay(rec *live.Conn, app *net.TCPConn) error {
 	rec.OnCut(p.Cut)
 	return p.Run()
 }
+
+func (plain) close() {}
 
 // shared is a tunnel's socket, which gives back what it took when it is closed.
 type shared struct {
@@ -49,6 +54,8 @@ func (u tunnelled) Received() uint64 { return u.s.Sent() }
 
 // Sent is server → client: what the tunnel received.
 func (u tunnelled) Sent() uint64 { return u.s.Received() }
+
+func (tunnelled) close() {}
 
 func (u tunnelled) relay(rec *live.Conn, app *net.TCPConn) error {
 	rec.Count(u)

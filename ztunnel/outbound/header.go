@@ -44,13 +44,22 @@ func traceparent() string {
 }
 
 // request is the CONNECT for r, headers in the order the reference sends them.
+// Both of double HBONE are the same but for what inner adds.
 func request(r *Route, source *mesh.Workload, client netip.AddrPort) hbone.Request {
 	return hbone.Request{
-		Authority: r.Authority.String(),
+		Authority: r.authority(),
 		Header: []hbone.Header{
 			{Name: "baggage", Value: live.Baggage(source)},
 			{Name: "forwarded", Value: forwarded(client, r.Service)},
 			{Name: "traceparent", Value: traceparent()},
 		},
 	}
+}
+
+// inner is outer as it is sent through a gateway: it says which network it comes
+// from, since the client's address means nothing in the other.
+func inner(outer hbone.Request, network string) hbone.Request {
+	h := make([]hbone.Header, 0, len(outer.Header)+1)
+	outer.Header = append(append(h, outer.Header...), hbone.Header{Name: hbone.NetworkHeader, Value: network})
+	return outer
 }

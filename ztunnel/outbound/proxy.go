@@ -53,6 +53,9 @@ type Config struct {
 	Ports []uint16
 	// Share is the pod's of the node's connections; nil bounds nothing.
 	Share *live.Share
+	// Names resolves what workloads have instead of an address; nil: one of the
+	// Proxy's own.
+	Names *Names
 }
 
 // Proxy carries what one pod sends.
@@ -62,6 +65,9 @@ type Proxy struct{ cfg Config }
 func New(cfg Config) *Proxy {
 	if cfg.Original == nil {
 		cfg.Original = func(c *net.TCPConn) netip.AddrPort { return live.AddrPort(c.LocalAddr()) }
+	}
+	if cfg.Names == nil {
+		cfg.Names = NewNames()
 	}
 	if cfg.Denied == nil {
 		cfg.Denied = func(error) bool { return false }
@@ -111,12 +117,16 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 	if !facts.Dst.IsValid() {
 		facts.Dst = dst
 	}
-	if route.Kind == HBONE || route.Kind == Waypoint {
-		facts.HBONE, facts.Authority = true, route.Authority.String()
+	if route.Kind.tunnelled() {
+		facts.HBONE, facts.Authority = true, route.authority()
 		facts.SourceID, facts.DestinationID = self.Identity(), route.Upstream.Identity()
 		if t, ok := up.(tunnelled); ok {
 			facts.DestinationID = t.s.Conn().Peer() // verified, and perhaps one of the service's names
 		}
+	}
+	if route.Kind == Gateway {
+		facts.Double = true
+		facts.Destination, facts.DestinationID = beyond(&route, up)
 	}
 	rec.Open(facts)
 	if err != nil {
@@ -125,6 +135,7 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	rec.End(up.relay(rec, c))
+	up.close()
 }
 
 // uncaptured says that the listener was dialled by its own port, which only a
@@ -146,6 +157,11 @@ func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Wor
 	)
 	for range attempts {
 		r := Resolve(snap, self, dst, choice)
+		if r.Kind == Refuse && last.Kind == Gateway {
+			// No other gateway of that network, but there may be other networks.
+			choice.Skip = append(choice.Skip, last.Remote.UID)
+			r = Resolve(snap, self, dst, choice)
+		}
 		if r.Kind == Refuse {
 			if failed != nil {
 				return last, nil, failed // what happened, not that nothing is left
@@ -174,13 +190,20 @@ func worthAnother(err error) bool {
 	}
 	switch e.Reason {
 	case live.ConnectRefused, live.ConnectTimeout, live.ConnectUnreachable, live.HBONETimeout, live.PeerUnavailable,
-		live.HandshakeAborted, live.HandshakeTimeout, live.UnexpectedIdentity, live.TunnelLost:
+		live.HandshakeAborted, live.HandshakeTimeout, live.UnexpectedIdentity, live.TunnelLost, live.NameUnresolved:
 		return true
 	}
 	return false
 }
 
 func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client netip.AddrPort) (carrier, error) {
+	if r.Upstream != nil && !r.Addr.Addr().IsValid() {
+		ip, err := p.lookup(ctx, r.Upstream.Hostname, self, client.Addr().Is4())
+		if err != nil {
+			return nil, live.Errorf(live.NameUnresolved, "%s: %w", r.Upstream.UID, err)
+		}
+		*r = r.resolved(ip)
+	}
 	if r.Kind == PassThrough || r.Kind == TCP {
 		if err := p.cfg.Share.Take(live.CostConn); err != nil {
 			return nil, err
@@ -192,11 +215,15 @@ func (p *Proxy) dial(ctx context.Context, r *Route, self *mesh.Workload, client 
 		}
 		return plain{c, p.cfg.Share}, nil
 	}
+	req := request(r, self, client)
 	s, err := p.cfg.Pool.Open(ctx, tunnelKey(p.cfg.Life, r), func(ctx context.Context) (*hbone.Conn, error) {
 		return p.tunnel(ctx, client.Addr(), r.Addr, self.Identity(), r.Expect)
-	}, request(r, self, client))
+	}, req)
 	if err != nil {
-		return nil, openError(err, r.Authority)
+		return nil, openError(err, req.Authority)
+	}
+	if r.Kind == Gateway {
+		return p.through(ctx, s, r, self, inner(req, self.Network))
 	}
 	return tunnelled{s}, nil
 }
@@ -270,7 +297,7 @@ func (p *Proxy) tunnel(ctx context.Context, from netip.Addr, addr netip.AddrPort
 }
 
 // openError gives a failed CONNECT its reason.
-func openError(err error, authority netip.AddrPort) error {
+func openError(err error, authority string) error {
 	var (
 		known  *live.Error
 		stream *hbone.StreamError

@@ -1,9 +1,12 @@
 package outbound
 
 import (
+	"fmt"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/hbone/identity"
@@ -27,21 +30,52 @@ const (
 	HBONE
 	// Waypoint: CONNECT to the destination's waypoint.
 	Waypoint
+	// Gateway: CONNECT to the gateway of the destination's network, and inside it
+	// another to the destination or its waypoint (double HBONE).
+	Gateway
 )
 
 func (k Kind) String() string {
-	return [...]string{"refuse", "pass-through", "tcp", "hbone", "waypoint"}[k]
+	return [...]string{"refuse", "pass-through", "tcp", "hbone", "waypoint", "gateway"}[k]
 }
+
+// tunnelled reports whether the connection is carried by HBONE.
+func (k Kind) tunnelled() bool { return k == HBONE || k == Waypoint || k == Gateway }
 
 // Route is where one connection goes.
 type Route struct {
-	Kind      Kind
-	Addr      netip.AddrPort // TCP destination
+	Kind Kind
+	// Addr is the TCP destination, without an address when Upstream has none but a
+	// host name; resolved fills it in.
+	Addr      netip.AddrPort
 	Authority netip.AddrPort // of the CONNECT; HBONE and Waypoint only
-	Expect    []identity.ID  // the server must be one of these; HBONE and Waypoint only
+	Expect    []identity.ID  // the server at Addr must be one of these; not for plain TCP
 	Upstream  *mesh.Workload // who is at Addr; nil for PassThrough
 	Service   *mesh.Service  // the service that was dialled, if it was one
 	Refusal   *live.Error    // Refuse only
+
+	// Gateway only: the port of Service in the authority, who is wanted behind the
+	// gateway, and who the server there must be.
+	Port   uint16
+	Remote *mesh.Workload
+	Inner  []identity.ID
+}
+
+// authority is what the CONNECT asks for; of double HBONE, either of them.
+func (r *Route) authority() string {
+	if r.Kind == Gateway {
+		return net.JoinHostPort(r.Service.Hostname, strconv.Itoa(int(r.Port)))
+	}
+	return r.Authority.String()
+}
+
+// resolved is r with the address that the host name of its upstream stands for.
+func (r Route) resolved(ip netip.Addr) Route {
+	if r.Kind == HBONE {
+		r.Authority = netip.AddrPortFrom(ip, r.Authority.Port())
+	}
+	r.Addr = netip.AddrPortFrom(ip, r.Addr.Port())
+	return r
 }
 
 // Choice makes the random decisions of Resolve and leaves out endpoints that
@@ -102,13 +136,12 @@ func Resolve(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, cho
 		return Route{Kind: PassThrough, Addr: dst, Service: dialled}
 	}
 	if up.workload.Network != source.Network {
-		return refuse(dialled, live.Unsupported, "endpoint %s of %s is in network %q: double HBONE is unsupported",
-			up.workload.UID, dst, up.workload.Network)
+		return toGateway(snap, source, up.service, up, dst, choice)
 	}
 	if dialled == nil && up.workload.Waypoint != nil && !fromWaypoint(snap, source, up.workload) {
 		return toWaypoint(snap, source, nil, up.workload.Waypoint, dst, choice)
 	}
-	addr, ok := address(up.workload, up.service, ip)
+	addr, ok := reachable(up.workload, up.service, ip)
 	if !ok {
 		return refuse(dialled, live.NoAddress, "endpoint %s of %s has no usable address", up.workload.UID, dst)
 	}
@@ -142,22 +175,29 @@ func upstream(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, ch
 	return target{}, false
 }
 
+// reachable is address for a workload that may have a host name instead: then
+// the address is to be asked for, and none is given.
+func reachable(w *mesh.Workload, svc *mesh.Service, dialled netip.Addr) (netip.Addr, bool) {
+	a, ok := address(w, svc, dialled)
+	return a, ok || w.Hostname != ""
+}
+
 // toWaypoint routes by way of gateway. The authority stays what the
 // application dialled; a waypoint that cannot be found refuses, it is never
 // bypassed.
 func toWaypoint(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, g *mesh.GatewayAddress, dst netip.AddrPort, choice Choice) Route {
-	up, name, ok := gateway(snap, source, g, choice)
+	up, name, ok := gateway(snap, source, g, true, choice)
 	if !ok {
 		return refuse(svc, live.UnknownWaypoint, "unknown waypoint: %s", name)
 	}
 	if up.workload.Network != source.Network {
-		return refuse(svc, live.Unsupported, "waypoint %s is in network %q: double HBONE is unsupported", name, up.workload.Network)
+		return toGateway(snap, source, svc, up, dst, choice)
 	}
 	family := dst.Addr()
 	if g.Hostname == "" {
 		family = g.Address.Prefix.Addr()
 	}
-	addr, ok := address(up.workload, up.service, family)
+	addr, ok := reachable(up.workload, up.service, family)
 	if !ok {
 		return refuse(svc, live.NoAddress, "waypoint %s has no usable address", name)
 	}
@@ -167,24 +207,62 @@ func toWaypoint(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, g
 	}
 }
 
-// gateway finds the workload behind a gateway address.
-func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress, choice Choice) (target, string, bool) {
+// toGateway routes to remote, an endpoint or a waypoint in another network, by way of
+// that network's gateway. What is asked for is the service that was dialled,
+// since addresses mean nothing there.
+func toGateway(snap *mesh.Snapshot, source *mesh.Workload, svc *mesh.Service, remote target, dst netip.AddrPort, choice Choice) Route {
+	w := remote.workload
+	unknown := func(format string, args ...any) Route {
+		return refuse(svc, live.UnknownGateway, "%s for %s is in network %q, %w", w.UID, dst, w.Network, fmt.Errorf(format, args...))
+	}
+	if svc == nil {
+		return unknown("and was not dialled by a service")
+	}
+	if w.NetworkGateway == nil {
+		return unknown("which has no gateway")
+	}
+	inner := names(nil, remote.service)
+	if len(inner) == 0 {
+		return unknown("and no service says who may answer there")
+	}
+	gw, name, ok := gateway(snap, source, w.NetworkGateway, false, choice)
+	if !ok {
+		return unknown("whose gateway %s is not known", name)
+	}
+	family := dst.Addr()
+	if w.NetworkGateway.Hostname == "" {
+		family = w.NetworkGateway.Address.Prefix.Addr()
+	}
+	addr, ok := reachable(gw.workload, gw.service, family)
+	if !ok {
+		return refuse(svc, live.NoAddress, "gateway %s of network %q has no usable address", name, w.Network)
+	}
+	return Route{
+		Kind: Gateway, Addr: netip.AddrPortFrom(addr, gw.port), Expect: expected(gw.service, gw.workload), Upstream: gw.workload,
+		Service: svc, Port: dst.Port(), Remote: w, Inner: inner,
+	}
+}
+
+// gateway finds the workload behind a gateway address; forWaypoint is balance's.
+func gateway(snap *mesh.Snapshot, source *mesh.Workload, g *mesh.GatewayAddress, forWaypoint bool, choice Choice) (target, string, bool) {
+	alone := func(w *mesh.Workload, name string) (target, string, bool) {
+		return target{workload: w, port: g.HBONEPort}, name, w != nil && !slices.Contains(choice.Skip, w.UID)
+	}
 	if g.Hostname == "" {
 		a := g.Address.Prefix.Addr()
 		name := g.Address.Network + "/" + a.String()
 		if svc := snap.ServiceAt(g.Address.Network, a, source.Namespace); svc != nil {
-			up, ok := balance(snap, source, svc, a, g.HBONEPort, true, choice)
+			up, ok := balance(snap, source, svc, a, g.HBONEPort, forWaypoint, choice)
 			return up, name, ok
 		}
-		w := snap.WorkloadAt(g.Address.Network, a)
-		return target{workload: w, port: g.HBONEPort}, name, w != nil && !slices.Contains(choice.Skip, w.UID)
+		return alone(snap.WorkloadAt(g.Address.Network, a), name)
 	}
 	name := g.Namespace + "/" + g.Hostname
 	if svc := snap.Service(name); svc != nil {
-		up, ok := balance(snap, source, svc, netip.Addr{}, g.HBONEPort, true, choice)
+		up, ok := balance(snap, source, svc, netip.Addr{}, g.HBONEPort, forWaypoint, choice)
 		return up, name, ok
 	}
-	return target{}, name, false
+	return alone(snap.WorkloadByHostname(g.Namespace, g.Hostname), name)
 }
 
 // fromWaypoint reports whether source is the waypoint of w: then it has had
@@ -196,7 +274,9 @@ func fromWaypoint(snap *mesh.Snapshot, source, w *mesh.Workload) bool {
 	}
 	var svc *mesh.Service
 	if g := w.Waypoint; g.Hostname != "" {
-		svc = snap.Service(g.Namespace + "/" + g.Hostname)
+		if svc = snap.Service(g.Namespace + "/" + g.Hostname); svc == nil {
+			return is(snap.WorkloadByHostname(g.Namespace, g.Hostname))
+		}
 	} else {
 		a := g.Address.Prefix.Addr()
 		if is(snap.WorkloadAt(g.Address.Network, a)) {
@@ -232,7 +312,11 @@ func pickWaypoint(svc *mesh.Service, choice Choice) *mesh.GatewayAddress {
 // expected are the identities a server may have: the workload's own and what
 // its service lists.
 func expected(svc *mesh.Service, w *mesh.Workload) []identity.ID {
-	ids := []identity.ID{w.Identity()}
+	return names([]identity.ID{w.Identity()}, svc)
+}
+
+// names adds to ids the identities that svc lists.
+func names(ids []identity.ID, svc *mesh.Service) []identity.ID {
 	if svc == nil {
 		return ids
 	}

@@ -78,11 +78,22 @@ func text(r Route) string {
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s %s", r.Kind, r.Addr)
-	if r.Kind == HBONE || r.Kind == Waypoint {
-		fmt.Fprintf(&b, " for %s as", r.Authority)
-		for _, id := range r.Expect {
+	if !r.Addr.Addr().IsValid() {
+		fmt.Fprintf(&b, " at %s:%d", r.Upstream.Hostname, r.Addr.Port())
+	}
+	ids := func(as string, list []identity.ID) {
+		b.WriteString(as)
+		for _, id := range list {
 			b.WriteString(" " + id.Namespace + "/" + id.ServiceAccount)
 		}
+	}
+	if r.Kind.tunnelled() {
+		fmt.Fprintf(&b, " for %s", r.authority())
+		ids(" as", r.Expect)
+	}
+	if r.Kind == Gateway {
+		ids(" then as", r.Inner)
+		b.WriteString(" to " + r.Remote.Name)
 	}
 	if r.Service != nil {
 		fmt.Fprintf(&b, " of %s", r.Service.Hostname)
@@ -177,12 +188,6 @@ func TestResolve(t *testing.T) {
 		{name: "pass-through service", dst: "10.1.0.1:80",
 			objects: []any{service("web", func(v *mesh.Service) { v.LoadBalancing.Mode = mesh.ModePassthrough }, "10.1.0.1"), workload("s", member("web"), "10.0.0.2")},
 			want:    "pass-through 10.1.0.1:80 of web"},
-		{name: "remote endpoint needs double HBONE", dst: "10.1.0.1:80",
-			objects: []any{service("web", nil, "10.1.0.1"), workload("s", func(w *mesh.Workload) {
-				member("web")(w)
-				w.Network, w.Addresses, w.NetworkGateway = "far", nil, waypointAt("9.9.9.9")
-			})},
-			want: "refuse unsupported"},
 		{name: "service hidden from other namespaces", dst: "10.1.0.1:80",
 			objects: []any{service("web", func(v *mesh.Service) { v.NamespaceOnly, v.Namespace = true, "ns2" }, "10.1.0.1")},
 			want:    "pass-through 10.1.0.1:80"},

@@ -1,0 +1,89 @@
+package outbound
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// TestNames: one question for many who want to know at once, what was said
+// counts for a while, a failure for less, and who gives up takes nobody along.
+func TestNames(t *testing.T) {
+	now := time.Unix(1000, 0)
+	var asked atomic.Int32
+	hold, asking := make(chan struct{}), make(chan struct{}, 2*maxNames+100)
+	var err error
+	n := &Names{known: map[string]*answer{}, now: func() time.Time { return now }}
+	n.ask = func(ctx context.Context, host string) ([]netip.Addr, error) {
+		asked.Add(1)
+		asking <- struct{}{}
+		select {
+		case <-hold:
+		case <-ctx.Done():
+			return nil, errors.New("the resolver's own words")
+		}
+		return []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("fd00::1")}, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	first := make(chan error)
+	go func() { _, err := n.lookup(ctx, "a"); first <- err }()
+	<-asking
+	var wg sync.WaitGroup
+	for range 20 {
+		wg.Go(func() {
+			all, err := n.lookup(context.Background(), "a")
+			if err != nil || len(all) != 2 || all[0] != netip.MustParseAddr("10.0.0.1") {
+				t.Errorf("%v, %v", all, err)
+			}
+		})
+	}
+	cancel()
+	if err := <-first; err == nil {
+		t.Error("answered although given up")
+	}
+	close(hold)
+	wg.Wait()
+	if k := asked.Load(); k > 2 { // the one given up, and one for the others
+		t.Errorf("asked %d times", k)
+	}
+	before := asked.Load()
+	now = now.Add(nameFresh)
+	n.lookup(context.Background(), "a")
+	if asked.Load() != before {
+		t.Error("asked again although fresh")
+	}
+	now = now.Add(1)
+	err = errors.New("no such host")
+	if _, got := n.lookup(context.Background(), "a"); got != err || asked.Load() != before+1 {
+		t.Errorf("%v after %d", got, asked.Load())
+	}
+	now = now.Add(nameMissing + 1)
+	err = nil
+	if _, got := n.lookup(context.Background(), "a"); got != nil {
+		t.Error(got)
+	}
+	for i := range 2*maxNames + 1 {
+		n.lookup(context.Background(), string(rune('b'+i)))
+	}
+	if len(n.known) > maxNames {
+		t.Errorf("%d names kept", len(n.known))
+	}
+}
+
+func TestChooseAddress(t *testing.T) {
+	four, six, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.2")
+	last := func(n int) int { return n - 1 }
+	if got := choose([]netip.Addr{four, six, other}, true, last); got != other {
+		t.Error(got)
+	}
+	if got := choose([]netip.Addr{four, six}, false, last); got != six {
+		t.Error(got)
+	}
+	if got := choose([]netip.Addr{four}, false, last); got != four {
+		t.Error(got)
+	}
+}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"fmt"
+	"slices"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 
@@ -43,8 +44,16 @@ func (c *Client) apply(r *discovery.DeltaDiscoveryResponse) (refused []string) {
 	return refused
 }
 
+// has reports whether name is an address of v.
+func has(v *mesh.Service, name string) bool {
+	network, ip, ok := mesh.ParseAddressName(name)
+	return ok && slices.ContainsFunc(v.Addresses, func(a mesh.NetworkAddress) bool {
+		return a.Network == network && a.Prefix.Contains(ip)
+	})
+}
+
 // decode adds x to d. A resource must carry the name of what it holds: removals
-// know nothing but the name.
+// know nothing but the name. One that was asked for by an address may carry that.
 func decode(d *mesh.Delta, typeURL string, x *discovery.Resource) error {
 	body := x.GetResource()
 	if body == nil {
@@ -68,9 +77,9 @@ func decode(d *mesh.Delta, typeURL string, x *discovery.Resource) error {
 	switch {
 	case err != nil:
 		return err
-	case w != nil && w.UID != x.GetName():
+	case w != nil && w.UID != x.GetName() && !slices.Contains(w.Names(), x.GetName()):
 		return fmt.Errorf("resource holds workload %s", w.UID)
-	case v != nil && v.Key() != x.GetName():
+	case v != nil && v.Key() != x.GetName() && !has(v, x.GetName()):
 		return fmt.Errorf("resource holds service %s", v.Key())
 	case w != nil:
 		d.Workloads = append(d.Workloads, w)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/controller/wire"
@@ -23,7 +24,11 @@ type Config struct {
 	ClusterID string
 	NodeID    string
 	Metadata  map[string]string
-	Store     *mesh.Store // the client is its only writer
+	Structs   map[string]*structpb.Value // further metadata, of any shape
+	Headers   map[string]string          // sent with every stream
+	// OnDemand asks for workloads only when a connection needs them, see Demand.
+	OnDemand bool
+	Store    *mesh.Store // the client is its only writer
 	// Trust takes the roots of the mesh, in PEM, from a control plane that
 	// sends them; nil: they are not asked for. An error refuses them.
 	Trust      func(roots []byte) error
@@ -37,10 +42,12 @@ type Client struct {
 	metrics metrics
 	synced  chan struct{}
 
+	demand *Demand // nil: everything is asked for
+
 	// Owned by Run.
 	asked bool                         // for the roots, on this stream
 	held  map[string]map[string]string // per type URL: resource name -> version applied
-	// waiting holds the types of which no response has been applied whole yet.
+	// waiting holds the types of which no response has been applied yet.
 	waiting map[string]bool
 }
 
@@ -64,11 +71,18 @@ func New(c Config) *Client {
 		x.waiting[t] = true
 	}
 	x.held[wire.TypeTrust] = make(map[string]string)
+	if c.OnDemand {
+		x.demand = newDemand(c.Store, x.metrics.questions)
+		delete(x.waiting, wire.TypeAddress) // there may be none before somebody asks
+	}
 	return x
 }
 
-// Synced is closed once a response of every type has been applied without
-// fault.
+// Demand is where single names are asked for; nil unless Config.OnDemand.
+func (c *Client) Demand() *Demand { return c.demand }
+
+// Synced is closed once a response of every type has been applied, at least in
+// part; on demand only the policies are waited for.
 func (c *Client) Synced() <-chan struct{} { return c.synced }
 
 // Run works until ctx ends, reconnecting as often as needed.

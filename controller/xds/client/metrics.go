@@ -9,6 +9,7 @@ type metrics struct {
 	terminations *prometheus.CounterVec
 	messages     *prometheus.CounterVec
 	bytes        *prometheus.CounterVec
+	questions    *prometheus.CounterVec
 }
 
 func newMetrics(r prometheus.Registerer) metrics {
@@ -26,5 +27,9 @@ func newMetrics(r prometheus.Registerer) metrics {
 			Name: "istio_xds_message_bytes_total",
 			Help: "Bytes of resources in received xDS responses by type URL.",
 		}, []string{"url"}),
+		questions: f.NewCounterVec(prometheus.CounterOpts{
+			Name: "ambit_xds_on_demand_total",
+			Help: "Names asked of the control plane on demand, by how it answered: found, absent, unanswered.",
+		}, []string{"answer"}),
 	}
 }

@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	core "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -41,29 +44,101 @@ func (c *Client) connect(ctx context.Context) outcome {
 		return outcome{err: err}
 	}
 	out := outcome{established: true}
-	if out.err = c.subscribe(stream); out.err != nil && !errors.Is(out.err, io.EOF) {
-		return out
-	}
+	var halves sync.WaitGroup
+	defer halves.Wait()
+	defer cancel()
+	send := newSender()
+	halves.Go(func() { send.run(ctx, stream.Send) })
+	responses, ended := make(chan *discovery.DeltaDiscoveryResponse), make(chan error, 1)
+	halves.Go(func() { receive(ctx, stream, responses, ended) })
+	c.subscribe(send)
 	c.config.Logger.Info("xds stream open", "address", c.config.Address)
 	c.asked = false
+	var wake chan struct{}
+	if c.demand != nil {
+		wake = c.demand.wake
+	}
 	for {
-		r, err := stream.Recv()
-		if err != nil {
+		select {
+		case r := <-responses:
+			out.spoke = true
+			header, err := stream.Header()
+			if err != nil {
+				continue // the stream has failed, which ended will say
+			}
+			c.askTrust(header, send)
+			if c.demand != nil {
+				c.demand.server(len(header.Get(wire.HeaderOnDemand)) > 0)
+			}
+			send.put(c.handle(r))
+			if c.demand != nil && r.GetTypeUrl() == wire.TypeAddress {
+				c.setMode(header)
+			}
+		case <-wake:
+			c.askNames(send)
+		case err := <-ended:
 			if out.err = err; errors.Is(err, io.EOF) {
 				out.err = nil
 			}
 			return out
 		}
-		out.spoke = true
-		if err := c.askTrust(stream); err != nil && !errors.Is(err, io.EOF) {
-			out.err = err
-			return out
+	}
+}
+
+func receive(ctx context.Context, stream deltaStream, responses chan<- *discovery.DeltaDiscoveryResponse, ended chan<- error) {
+	for {
+		r, err := stream.Recv()
+		if err != nil {
+			ended <- err
+			return
 		}
-		answer := c.handle(r)
-		// EOF from Send means that Recv knows the real reason.
-		if err := stream.Send(answer); err != nil && !errors.Is(err, io.EOF) {
-			out.err = err
-			return out
+		select {
+		case responses <- r:
+		case <-ctx.Done():
+			ended <- ctx.Err()
+			return
+		}
+	}
+}
+
+// sender puts requests on the stream, so that who has one to send never waits
+// for a server that waits for us to read. What queues up is bounded by the
+// responses received and the names that may be asked at once.
+type sender struct {
+	wake chan struct{} // one slot
+
+	mu    sync.Mutex
+	queue []*discovery.DeltaDiscoveryRequest // guarded by mu
+}
+
+func newSender() *sender { return &sender{wake: make(chan struct{}, 1)} }
+
+func (s *sender) put(r *discovery.DeltaDiscoveryRequest) {
+	s.mu.Lock()
+	s.queue = append(s.queue, r)
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// run sends until ctx ends or the stream fails; Recv knows the real reason.
+func (s *sender) run(ctx context.Context, send func(*discovery.DeltaDiscoveryRequest) error) {
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return
+		}
+		s.mu.Lock()
+		queue := s.queue
+		s.queue = nil
+		s.mu.Unlock()
+		for _, r := range queue {
+			if send(r) != nil {
+				return
+			}
 		}
 	}
 }
@@ -112,6 +187,9 @@ func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (deltaStream, 
 	if c.config.ClusterID != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", c.config.ClusterID)
 	}
+	for k, v := range c.config.Headers {
+		ctx = metadata.AppendToOutgoingContext(ctx, k, v)
+	}
 	s, err := discovery.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("open xds stream to %s: %w", c.config.Address, err)
@@ -121,24 +199,59 @@ func (c *Client) open(ctx context.Context, conn *grpc.ClientConn) (deltaStream, 
 
 type deltaStream = discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesClient
 
-// subscribe asks for everything of each type, telling what is held already.
-func (c *Client) subscribe(stream deltaStream) error {
-	fields := make(map[string]*structpb.Value, len(c.config.Metadata))
+// subscribe asks for everything of each type, telling what is held already. On
+// demand the wildcard is given up in the request that names it, and what was
+// asked for on earlier streams is asked for again.
+func (c *Client) subscribe(send *sender) {
+	for _, t := range types {
+		r := &discovery.DeltaDiscoveryRequest{Node: c.node(), TypeUrl: t, InitialResourceVersions: maps.Clone(c.held[t])}
+		if c.demand != nil && t == wire.TypeAddress {
+			names := c.demand.begin()
+			slices.Sort(names)
+			r.ResourceNamesSubscribe = append([]string{"*"}, names...)
+			r.ResourceNamesUnsubscribe = []string{"*"}
+			for _, n := range names {
+				if _, ok := r.InitialResourceVersions[n]; !ok {
+					r.InitialResourceVersions[n] = ""
+				}
+			}
+		}
+		send.put(r)
+	}
+}
+
+// node is who we are, said once per type and stream.
+func (c *Client) node() *core.Node {
+	fields := make(map[string]*structpb.Value, len(c.config.Metadata)+len(c.config.Structs)+1)
 	for k, v := range c.config.Metadata {
 		fields[k] = structpb.NewStringValue(v)
 	}
-	node := &core.Node{Id: c.config.NodeID, Metadata: &structpb.Struct{Fields: fields}}
-	for _, t := range types {
-		err := stream.Send(&discovery.DeltaDiscoveryRequest{
-			Node:                    node,
-			TypeUrl:                 t,
-			InitialResourceVersions: c.held[t],
-		})
-		if err != nil {
-			return err
-		}
+	for k, v := range c.config.Structs {
+		fields[k] = v
 	}
-	return nil
+	if c.demand != nil {
+		fields[wire.MetadataServices] = structpb.NewStringValue("all")
+	}
+	return &core.Node{Id: c.config.NodeID, Metadata: &structpb.Struct{Fields: fields}}
+}
+
+// setMode learns how the server deals with single names, once what it said has
+// been applied.
+func (c *Client) setMode(header metadata.MD) {
+	word := header.Get(wire.HeaderOnDemand)
+	c.demand.mode(slices.Contains(word, wire.OnDemandWhole), slices.Contains(word, wire.OnDemandNames))
+}
+
+// askNames sends the names that were asked for and those given up since.
+func (c *Client) askNames(send *sender) {
+	asks, giveUps := c.demand.take()
+	if len(asks)+len(giveUps) == 0 {
+		return
+	}
+	for _, n := range giveUps {
+		delete(c.held[wire.TypeAddress], n) // it may have come under the name it was asked by
+	}
+	send.put(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeAddress, ResourceNamesSubscribe: asks, ResourceNamesUnsubscribe: giveUps})
 }
 
 // handle applies r and returns the answer: an ACK, or a NACK that names what
@@ -153,6 +266,9 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 	switch r.GetTypeUrl() {
 	case wire.TypeAddress, wire.TypeAuthorization:
 		refused = c.apply(r)
+		if c.demand != nil && r.GetTypeUrl() == wire.TypeAddress {
+			c.demand.answered(namesOf(r), r.GetRemovedResources())
+		}
 	case wire.TypeTrust:
 		refused = c.applyTrust(r)
 	default:
@@ -165,15 +281,34 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 		text := strings.Join(refused, "; ")
 		c.config.Logger.Error("xds resources refused", "type", r.GetTypeUrl(), "count", len(refused), "error", text)
 		answer.ErrorDetail = &status.Status{Message: text}
-		return answer
 	}
-	if r.GetTypeUrl() != wire.TypeTrust && c.waiting[r.GetTypeUrl()] {
-		delete(c.waiting, r.GetTypeUrl())
-		if len(c.waiting) == 0 {
-			close(c.synced)
-		}
+	// A control plane does not send again what was refused, not before it
+	// changes. To wait for a response without fault would keep a node from ever
+	// being ready for one resource; to go on with nothing would be no state.
+	if len(refused) == 0 || len(refused) < len(r.GetResources()) {
+		c.hasState(r.GetTypeUrl())
 	}
 	return answer
+}
+
+// hasState notes that there is a state of one type.
+func (c *Client) hasState(typeURL string) {
+	if typeURL == wire.TypeTrust || !c.waiting[typeURL] {
+		return
+	}
+	delete(c.waiting, typeURL)
+	if len(c.waiting) == 0 {
+		close(c.synced)
+	}
+}
+
+// namesOf are the names and aliases of what r brought.
+func namesOf(r *discovery.DeltaDiscoveryResponse) []string {
+	var out []string
+	for _, x := range r.GetResources() {
+		out = append(append(out, x.GetName()), x.GetAliases()...)
+	}
+	return out
 }
 
 func (c *Client) count(url string, bytes int) {

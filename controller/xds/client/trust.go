@@ -2,9 +2,11 @@ package client
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/ambitmesh/ambit/controller/wire"
 )
@@ -12,19 +14,14 @@ import (
 // askTrust asks once per stream for the roots, of a server that has named the
 // type: any other one might end the stream over a type it does not know. The
 // header is there when the first response is.
-func (c *Client) askTrust(stream deltaStream) error {
+func (c *Client) askTrust(header metadata.MD, send *sender) {
 	if c.asked || c.config.Trust == nil {
-		return nil
+		return
 	}
 	c.asked = true
-	header, err := stream.Header()
-	if err != nil || !slices.Contains(header.Get(wire.HeaderTypes), wire.TypeTrust) {
-		return nil //nolint:nilerr // a stream without its header has failed, which Recv will say
+	if slices.Contains(header.Get(wire.HeaderTypes), wire.TypeTrust) {
+		send.put(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeTrust, InitialResourceVersions: maps.Clone(c.held[wire.TypeTrust])})
 	}
-	return stream.Send(&discovery.DeltaDiscoveryRequest{
-		TypeUrl:                 wire.TypeTrust,
-		InitialResourceVersions: c.held[wire.TypeTrust],
-	})
 }
 
 // applyTrust hands the roots on. Of roots that are refused, or taken away, the

@@ -44,6 +44,7 @@ type client struct {
 	stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer
 	caller Caller
 	since  time.Time
+	whole  bool // the mesh is small: even who asks for single names gets all of it
 
 	// Owned by run.
 	subs  map[string]*subscription
@@ -66,6 +67,7 @@ type subscription struct {
 	holds   map[string]string // what the client held at first; nil once answered
 	sent    *mesh.Snapshot    // nil until answered
 	pending map[string]owed   // by nonce: what is not answered yet
+	demand  *demand           // of a client that asks for single names; nil: it gets everything
 }
 
 // owed is an answer the client owes.
@@ -92,8 +94,8 @@ func (s *subscription) expect(names []string) {
 // the other type, so that policies travel before the workloads they protect.
 const gather = 100 * time.Millisecond
 
-func newClient(s *Server, stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, caller Caller) *client {
-	return &client{server: s, stream: stream, caller: caller, since: time.Now(), subs: make(map[string]*subscription)}
+func newClient(s *Server, stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, caller Caller, whole bool) *client {
+	return &client{server: s, stream: stream, caller: caller, whole: whole, since: time.Now(), subs: make(map[string]*subscription)}
 }
 
 // run is the owner of the client's state; it returns the status of the stream.
@@ -246,7 +248,11 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	}
 	if sub == nil {
 		sub = &subscription{holds: r.GetInitialResourceVersions(), pending: make(map[string]owed)}
-		sub.expect(r.GetResourceNamesSubscribe())
+		if url == wire.TypeAddress && !c.whole && onDemand(r) {
+			sub.demand = newDemand(r, c.caller.Node)
+		} else {
+			sub.expect(r.GetResourceNamesSubscribe())
+		}
 		c.subs[url] = sub
 		c.mu.Lock()
 		c.types = append(c.types, TypeStatus{TypeURL: url})
@@ -264,12 +270,24 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 		}
 	}
 	names := r.GetResourceNamesSubscribe()
+	if sub.demand != nil {
+		sub.demand.giveUp(r.GetResourceNamesUnsubscribe())
+		if sub.sent == nil {
+			sub.demand.ask(names)
+			return nil
+		}
+	}
 	if sub.sent == nil {
 		sub.expect(names)
 		return nil
 	}
 	if len(names) > 0 {
-		u := c.server.named(url, names, sub.sent)
+		var u update
+		if sub.demand != nil {
+			u = c.server.namedDemand(sub.demand, names, sub.sent)
+		} else {
+			u = c.server.named(url, names, sub.sent)
+		}
 		if !u.empty() {
 			return c.send(sub, u, sub.sent)
 		}
@@ -351,9 +369,14 @@ func (c *client) next(url string, to *mesh.Snapshot) (*update, *subscription, er
 		return nil, sub, nil
 	}
 	var u update
-	if sub.sent == nil {
+	switch {
+	case sub.sent == nil && sub.demand != nil:
+		u = c.server.initialDemand(sub.demand, sub.holds, to)
+	case sub.sent == nil:
 		u = c.server.initial(url, sub.holds, to)
-	} else {
+	case sub.demand != nil:
+		u = c.server.changesDemand(sub.demand, sub.sent, to)
+	default:
 		u = c.server.changes(url, sub.sent, to)
 	}
 	return &u, sub, nil

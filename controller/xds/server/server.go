@@ -44,8 +44,12 @@ type Config struct {
 	// 16. It holds the whole mesh, as does the request of a client that
 	// reconnects: a thousand at a time after a restart would need gigabytes.
 	FirstAnswers int
-	Logger       *slog.Logger
-	Registerer   prometheus.Registerer // nil: metrics are not exposed
+	// WholeUpTo is up to how many workloads a client that asks for single names
+	// is sent all of them nevertheless: a small mesh is cheaper sent than
+	// asked for. It is decided when a stream begins.
+	WholeUpTo  int
+	Logger     *slog.Logger
+	Registerer prometheus.Registerer // nil: metrics are not exposed
 }
 
 // recheckEvery is the default of Config.Recheck. A thousand clients then cost
@@ -146,14 +150,21 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		s.config.Logger.Warn("xds client refused", "peer", peerOf(stream.Context()), "error", err)
 		return err
 	}
-	if s.config.Trust != nil {
-		// At once: a client asks for more than Istio's types only when it has
-		// read this.
-		if err := stream.SendHeader(metadata.Pairs(wire.HeaderTypes, wire.TypeTrust)); err != nil {
-			return err
-		}
+	workloads, _, _ := s.config.Store.Load().Len()
+	whole := s.config.WholeUpTo > 0 && workloads <= s.config.WholeUpTo
+	header := metadata.Pairs(wire.HeaderOnDemand, wire.OnDemandNames)
+	if whole {
+		header.Set(wire.HeaderOnDemand, wire.OnDemandWhole)
 	}
-	c := newClient(s, stream, caller)
+	if s.config.Trust != nil {
+		header.Set(wire.HeaderTypes, wire.TypeTrust)
+	}
+	// At once: a client asks for more than Istio's types only when it has read
+	// this.
+	if err := stream.SendHeader(header); err != nil {
+		return err
+	}
+	c := newClient(s, stream, caller, whole)
 	s.mu.Lock()
 	if s.stopped {
 		s.mu.Unlock()

@@ -297,7 +297,9 @@ func TestSingleNamesAreAnswered(t *testing.T) {
 // vain. The form of the first request is an Istio ztunnel's on-demand one.
 func TestNamesOfTheFirstRequestAreAnswered(t *testing.T) {
 	l := newLab(t)
-	l.apply(mesh.Delta{Workloads: []*mesh.Workload{workload("a", 1)}})
+	local := workload("a", 1)
+	local.Node = "node-1" // which is always told
+	l.apply(mesh.Delta{Workloads: []*mesh.Workload{local, workload("elsewhere", 2)}})
 	r := l.dial("node-1")
 	for _, name := range []string{"/10.9.9.9", "/10.9.9.8"} { // the second arrives while requests are gathered
 		err := r.stream.Send(&discovery.DeltaDiscoveryRequest{TypeUrl: wire.TypeAddress,

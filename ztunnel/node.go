@@ -180,6 +180,9 @@ func (n *Node) Add(_ context.Context, p handoff.Pod) error {
 // Del implements handoff.Handler.
 func (n *Node) Del(uid string) { n.do(func(s *podSet) { s.del(uid) }) }
 
+// Retire implements handoff.Handler.
+func (n *Node) Retire(uid string) { n.do(func(s *podSet) { s.retire(uid) }) }
+
 // Keep implements handoff.Handler.
 func (n *Node) Keep(uid string) { n.do(func(s *podSet) { s.keep(uid) }) }
 

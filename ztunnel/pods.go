@@ -164,6 +164,24 @@ func (s *podSet) del(uid string) {
 	s.stop(uid, live.Errorf(live.PodRemoved, "connection closed: the pod left the mesh"))
 }
 
+// retire leaves new connections of a pod to another ztunnel, which makes its own
+// listeners in place of those we hold. What is open goes on.
+func (s *podSet) retire(uid string) {
+	s.forget(uid)
+	if s.wanted != nil {
+		delete(s.wanted, uid)
+	}
+	p := s.pods[uid]
+	if p == nil {
+		return
+	}
+	delete(s.pods, uid)
+	s.ending[p] = struct{}{}
+	p.retire()
+	s.n.metrics.stopped.Inc()
+	s.n.cfg.Logger.Info("pod is left to another ztunnel", "pod", p.pod.String(), "open connections", s.n.table.Len(p.live))
+}
+
 func (s *podSet) snapshotDone() {
 	for uid := range s.pods {
 		if _, ok := s.wanted[uid]; !ok {

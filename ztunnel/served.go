@@ -153,6 +153,15 @@ func (p *served) drain() {
 	p.goAway()
 }
 
+// retire stops accepting, and lets the agent's listeners go as well: their ports
+// are wanted. Connections go on.
+func (p *served) retire() {
+	p.drain()
+	if l := p.pod.Listeners; l != nil {
+		_ = l.Close() // done closes them once more, which is no error then
+	}
+}
+
 // stop ends everything at once; done tells when.
 func (p *served) stop(why *live.Error) {
 	p.closeListeners()

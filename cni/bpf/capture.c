@@ -110,6 +110,15 @@ struct {
 	__type(value, __u8);
 } probers SEC(".maps");
 
+/* Indexes of the devices behind which others live. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, __u8);
+} reroutes SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -343,6 +352,32 @@ static __always_inline int is_probe(struct __sk_buff *skb, const struct switches
 	return bpf_map_lookup_elem(&sources, &from) != 0;
 }
 
+/* Over a device behind which others live, for somewhere else than the pod: the
+ * mark makes our route deliver it here, on its own device, because the source
+ * has no way back through lo that a strict reverse path filter would accept. */
+static __always_inline int rerouted(struct __sk_buff *skb, const struct switches *s, struct packet *p)
+{
+	__u32 device = skb->ifindex;
+	struct address to;
+
+	if (!(s->flags & FLAG_REROUTE) || !bpf_map_lookup_elem(&reroutes, &device))
+		return 0;
+	destination_of(p, &to);
+	if (bpf_map_lookup_elem(&addresses, &to))
+		return 0;
+	if (s->flags & FLAG_OUTBOUND)
+		return 1;
+	/* Drained: what began with the proxy ends with it. */
+	struct bpf_sock *sk = receiver(skb, p);
+
+	if (!sk)
+		return 0;
+	__u32 state = sk->state;
+
+	bpf_sk_release(sk);
+	return state != STATE_LISTEN;
+}
+
 static __always_inline __u32 inbound_slot(int v6, __be16 port)
 {
 	if (port != bpf_htons(PORT_HBONE))
@@ -362,19 +397,25 @@ int ingress(struct __sk_buff *skb)
 
 	if (!s)
 		return TC_ACT_SHOT;
-	if (!(s->flags & FLAG_INBOUND))
+	if (!(s->flags & (FLAG_INBOUND | FLAG_REROUTE)))
 		return NEXT;
 	switch (parse(skb, &p)) {
 	case PARSED_TCP:
 		break;
 	case PARSED_FRAGMENT:
-		return drop(STAT_DROP_FRAGMENT);
+		return s->flags & FLAG_INBOUND ? drop(STAT_DROP_FRAGMENT) : NEXT;
 	case PARSED_BROKEN:
-		return drop(STAT_DROP_UNPARSED);
+		return s->flags & FLAG_INBOUND ? drop(STAT_DROP_UNPARSED) : NEXT;
 	default:
 		return NEXT;
 	}
-	if (p.rst)
+	if (rerouted(skb, s, &p)) {
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_CAPTURE;
+		if (p.syn)
+			count(STAT_REROUTED);
+		return NEXT;
+	}
+	if (p.rst || !(s->flags & FLAG_INBOUND))
 		return NEXT;
 	/* Acting on SYNs alone would lose the ACK that ends a SYN cookie
 	 * handshake to the application: the cookie is valid there too. So every
@@ -469,9 +510,13 @@ int lookup(struct bpf_sk_lookup *ctx)
 			goto assign;
 		}
 	}
-	/* Foreign addresses are local on lo alone, through our route. For the
-	 * pod's own the kernel reports the device of the address, not lo. */
-	if (ifindex != IFINDEX_LO || bpf_map_lookup_elem(&addresses, &local))
+	/* Foreign addresses are local on lo alone, through our route, and on
+	 * devices of the reroutes set. For the pod's own the kernel reports the
+	 * device of the address, not lo. */
+	if (bpf_map_lookup_elem(&addresses, &local))
+		return SK_PASS;
+	if (ifindex != IFINDEX_LO &&
+	    (!(s->flags & FLAG_REROUTE) || !bpf_map_lookup_elem(&reroutes, &ifindex)))
 		return SK_PASS;
 	if (family == FAMILY_INET ? (local4 & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) :
 				    !local.word[0] && !local.word[1] && !local.word[2] && local.word[3] == bpf_htonl(1))
@@ -488,7 +533,10 @@ assign:
 		count(STAT_DROP_NO_LISTENER);
 		return SK_DROP;
 	}
-	long err = bpf_sk_assign(ctx, sk, 0);
+	/* The listeners of a ztunnel that is not ours share their ports: without
+	 * the flag the kernel would choose among all of the group, in which are a
+	 * ztunnel's predecessor and whoever else of its user joined. */
+	long err = bpf_sk_assign(ctx, sk, BPF_SK_LOOKUP_F_NO_REUSEPORT);
 	bpf_sk_release(sk);
 	if (err) {
 		count(STAT_DROP_ASSIGN);

@@ -33,6 +33,9 @@ enum flag {
 	FLAG_STAMP = 32,
 	/* Only sockets of the probers set are stamped. */
 	FLAG_PROBERS = 64,
+	/* What comes in over a device of the reroutes set is the pod's own going
+	 * out: machines or containers that live behind the pod. */
+	FLAG_REROUTE = 128,
 };
 
 /* Keys of the listeners map. A socket of one family takes only its packets,
@@ -76,6 +79,7 @@ enum stat {
 	STAT_MARK_FORGED,    /* proxy's mark from a foreign cgroup: captured */
 	STAT_STAMP_FORGED,   /* a frame arrived on the host with a stamp */
 	STAT_STAMPED,
+	STAT_REROUTED, /* a new connection from behind the pod: captured outbound */
 	STAT_COUNT,
 };
 

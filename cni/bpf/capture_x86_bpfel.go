@@ -28,6 +28,7 @@ const (
 	CaptureFlagFLAG_CGROUP   CaptureFlag = 16
 	CaptureFlagFLAG_STAMP    CaptureFlag = 32
 	CaptureFlagFLAG_PROBERS  CaptureFlag = 64
+	CaptureFlagFLAG_REROUTE  CaptureFlag = 128
 )
 
 type CaptureHint struct {
@@ -93,7 +94,8 @@ const (
 	CaptureStatSTAT_MARK_FORGED        CaptureStat = 17
 	CaptureStatSTAT_STAMP_FORGED       CaptureStat = 18
 	CaptureStatSTAT_STAMPED            CaptureStat = 19
-	CaptureStatSTAT_COUNT              CaptureStat = 20
+	CaptureStatSTAT_REROUTED           CaptureStat = 20
+	CaptureStatSTAT_COUNT              CaptureStat = 21
 )
 
 type CaptureSwitches struct {
@@ -123,6 +125,7 @@ const (
 	CaptureMapListeners         = "listeners"
 	CaptureMapProbers           = "probers"
 	CaptureMapProbes            = "probes"
+	CaptureMapReroutes          = "reroutes"
 	CaptureMapSettings          = "settings"
 	CaptureMapSources           = "sources"
 	CaptureMapStats             = "stats"
@@ -198,6 +201,7 @@ type CaptureMapSpecs struct {
 	Listeners *ebpf.MapSpec `ebpf:"listeners"`
 	Probers   *ebpf.MapSpec `ebpf:"probers"`
 	Probes    *ebpf.MapSpec `ebpf:"probes"`
+	Reroutes  *ebpf.MapSpec `ebpf:"reroutes"`
 	Settings  *ebpf.MapSpec `ebpf:"settings"`
 	Sources   *ebpf.MapSpec `ebpf:"sources"`
 	Stats     *ebpf.MapSpec `ebpf:"stats"`
@@ -243,6 +247,7 @@ type CaptureMaps struct {
 	Listeners *ebpf.Map `ebpf:"listeners"`
 	Probers   *ebpf.Map `ebpf:"probers"`
 	Probes    *ebpf.Map `ebpf:"probes"`
+	Reroutes  *ebpf.Map `ebpf:"reroutes"`
 	Settings  *ebpf.Map `ebpf:"settings"`
 	Sources   *ebpf.Map `ebpf:"sources"`
 	Stats     *ebpf.Map `ebpf:"stats"`
@@ -257,6 +262,7 @@ func (m *CaptureMaps) Close() error {
 		m.Listeners,
 		m.Probers,
 		m.Probes,
+		m.Reroutes,
 		m.Settings,
 		m.Sources,
 		m.Stats,

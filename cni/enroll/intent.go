@@ -48,6 +48,8 @@ type IntendedPod struct {
 	// Sockets are the pod's listeners, by which a restarted agent knows its
 	// copies again (SO_COOKIE is never reused before the next boot).
 	Sockets []IntendedSocket `json:"sockets,omitempty"`
+	// Foreign: a ztunnel that is not ours made the listeners.
+	Foreign bool `json:"foreign,omitempty"`
 	// Older are the connections (SO_COOKIE) that capture found open.
 	Older []uint64 `json:"older,omitempty"`
 }

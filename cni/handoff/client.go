@@ -28,6 +28,9 @@ type Handler interface {
 	// Del ends serving uid. Unknown uids are not an error. Before the snapshot
 	// is complete it only takes uid out of the wanted set.
 	Del(uid string)
+	// Retire accepts no more for uid and gives its listeners up, which somebody
+	// else is about to make; its connections go on to their end.
+	Retire(uid string)
 	// Keep marks uid as still wanted although its pod is not handed over again.
 	Keep(uid string)
 	// SnapshotDone ends the snapshot: what was served before this connection
@@ -192,7 +195,11 @@ func (s *session) handle(ctx context.Context, b []byte, files []*os.File) error 
 		}
 		s.cfg.Handler.Keep(m.Keep.GetUid())
 	case *zds.WorkloadRequest_Del:
-		s.cfg.Handler.Del(m.Del.GetUid())
+		if retires(m.Del) {
+			s.cfg.Handler.Retire(m.Del.GetUid())
+		} else {
+			s.cfg.Handler.Del(m.Del.GetUid())
+		}
 	case *zds.WorkloadRequest_SnapshotSent:
 		if s.complete {
 			return s.violate("second SnapshotSent")

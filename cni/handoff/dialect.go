@@ -17,6 +17,7 @@ const (
 	helloVersion   protowire.Number = 101 // ZdsHello: string, the ztunnel's version
 	addSocketKinds protowire.Number = 100 // AddWorkload: packed uint32, one kind per passed socket after the namespace
 	addFromStart   protowire.Number = 101 // AddWorkload: bytes, there when Pod.FromStart is true
+	delRetire      protowire.Number = 100 // DelWorkload: bytes, there when connections are to go on
 )
 
 const (
@@ -118,6 +119,20 @@ func socketKinds(add *zds.AddWorkload) ([]kind, error) {
 
 func encodeDel(uid string) ([]byte, error) {
 	return marshal(&zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Del{Del: &zds.DelWorkload{Uid: uid}}})
+}
+
+// encodeRetire is a Del whose connections go on. Only a ztunnel of ours is sent
+// one, and an older of ours takes it for a plain Del.
+func encodeRetire(uid string) ([]byte, error) {
+	del := &zds.DelWorkload{Uid: uid}
+	ext := protowire.AppendTag(nil, delRetire, protowire.BytesType)
+	del.ProtoReflect().SetUnknown(protowire.AppendBytes(ext, []byte{1}))
+	return marshal(&zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Del{Del: del}})
+}
+
+func retires(del *zds.DelWorkload) bool {
+	_, ok := unknownBytes(del.ProtoReflect().GetUnknown(), delRetire)
+	return ok
 }
 
 func encodeKeep(uid string) ([]byte, error) {

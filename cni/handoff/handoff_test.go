@@ -15,7 +15,9 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/ambitmesh/ambit/cni/handoff/zds"
 	"github.com/ambitmesh/ambit/cni/netns"
 )
 
@@ -182,8 +184,9 @@ func (r *recorder) Del(uid string) {
 	delete(r.pods, uid)
 }
 
-func (r *recorder) Keep(uid string) { r.note("keep:%s", uid) }
-func (r *recorder) SnapshotDone()   { r.note("done") }
+func (r *recorder) Retire(uid string) { r.note("retire:%s", uid) }
+func (r *recorder) Keep(uid string)   { r.note("keep:%s", uid) }
+func (r *recorder) SnapshotDone()     { r.note("done") }
 
 func (r *recorder) closeAll() {
 	r.mu.Lock()
@@ -243,7 +246,7 @@ func TestSnapshotThenLive(t *testing.T) {
 		t.Errorf("synced %v", synced)
 	}
 	c := s.Clients()[0]
-	if c.Dialect != "slot" || c.Version != "v1" || c.PID != os.Getpid() {
+	if c.Foreign || c.Version != "v1" || c.PID != os.Getpid() {
 		t.Errorf("client %+v", c)
 	}
 	// What arrived is what was sent.
@@ -279,11 +282,111 @@ func TestPortDialect(t *testing.T) {
 	s, path := agent(t, ServerConfig{})
 	r := new(recorder)
 	eventually(t, "ready", ztunnel(t, path, r, false).get)
-	if err := s.Add(t.Context(), newPod(t, "one", 2)); err != nil {
+	if err := s.Add(t.Context(), bare(t, "one")); err != nil {
 		t.Fatal(err)
 	}
 	if got, want := r.log(), "done add:one/0"; got != want {
 		t.Errorf("ztunnel heard %q, want %q: a ztunnel that did not ask gets the namespace alone", got, want)
+	}
+}
+
+// bare is a pod for a ztunnel that makes its own listeners.
+func bare(t *testing.T, uid string) Pod {
+	p := newPod(t, uid, 1)
+	p.Listeners.Close()
+	p.Listeners = nil
+	return p
+}
+
+// A pod of one form never gets to a ztunnel of the other dialect, neither in
+// the snapshot, where one that it served before is kept, nor later.
+func TestDialectsDoNotMix(t *testing.T) {
+	for _, slots := range []bool{true, false} {
+		t.Run(fmt.Sprintf("slots %v", slots), func(t *testing.T) {
+			noLeak(t)
+			with, without := newPod(t, "with", 1), bare(t, "without")
+			s, path := agent(t, ServerConfig{Snapshot: func() []Pod { return []Pod{with, without} }})
+			r := new(recorder)
+			eventually(t, "ready", ztunnel(t, path, r, slots).get)
+			unfit, want := with, "keep:with add:without/0 done"
+			if slots {
+				unfit, want = without, "add:with/5 keep:without done"
+			}
+			if err := s.Add(t.Context(), unfit); !errors.Is(err, ErrNoClient) {
+				t.Errorf("Add of the other form: %v", err)
+			}
+			if got := r.log(); got != want {
+				t.Errorf("ztunnel heard %q, want %q", got, want)
+			}
+		})
+	}
+}
+
+// After each Ack of a ztunnel that makes its own listeners the agent is told,
+// and when it cannot use them the pod is pending: the conversation goes on.
+func TestListenersOfOthersAreLookedFor(t *testing.T) {
+	noLeak(t)
+	one := bare(t, "one")
+	var looked []string
+	broken := errors.New("no listener on 15006")
+	var synced []string
+	s, path := agent(t, ServerConfig{
+		Snapshot: func() []Pod { return []Pod{one} },
+		Acked: func(c Client, p Pod) error {
+			looked = append(looked, p.UID)
+			if !c.Foreign || c.PID != os.Getpid() {
+				t.Errorf("client %+v", c)
+			}
+			if len(looked) < 3 {
+				return broken
+			}
+			return nil
+		},
+		Synced: func(uids []string) { synced = uids },
+	})
+	r := new(recorder)
+	eventually(t, "ready", ztunnel(t, path, r, false).get)
+	eventually(t, "synced", func() bool { c := s.Clients(); return len(c) == 1 && c[0].Synced })
+	if err := s.Add(t.Context(), one); !errors.Is(err, broken) {
+		t.Errorf("Add: %v", err)
+	}
+	if len(synced) > 0 {
+		t.Errorf("%v count as served", synced)
+	}
+	if err := s.Add(t.Context(), one); err != nil {
+		t.Errorf("Add again: %v", err)
+	}
+	if len(s.Clients()) != 1 || fmt.Sprint(looked) != "[one one one]" {
+		t.Errorf("looked for %v with %d ztunnels", looked, len(s.Clients()))
+	}
+}
+
+// Retire reaches those who hold the agent's listeners, in a message that a
+// ztunnel without our extension takes for a Del.
+func TestRetire(t *testing.T) {
+	noLeak(t)
+	s, path := agent(t, ServerConfig{})
+	ours, theirs := new(recorder), new(recorder)
+	ztunnel(t, path, ours, true)
+	eventually(t, "ours", func() bool { return len(s.Clients()) == 1 && s.Clients()[0].Synced })
+	ztunnel(t, path, theirs, false)
+	eventually(t, "theirs", func() bool { return len(s.Clients()) == 2 && s.Clients()[1].Synced })
+	if err := s.Retire(t.Context(), "one"); err != nil {
+		t.Fatal(err)
+	}
+	if a, b := ours.log(), theirs.log(); a != "done retire:one" || b != "done" {
+		t.Errorf("ours heard %q, theirs %q", a, b)
+	}
+	b, err := encodeRetire("one")
+	if err != nil {
+		t.Fatal(err)
+	}
+	plain := new(zds.WorkloadRequest)
+	if err := proto.Unmarshal(b, plain); err != nil {
+		t.Fatal(err)
+	}
+	if del, ok := plain.Payload.(*zds.WorkloadRequest_Del); !ok || del.Del.Uid != "one" {
+		t.Errorf("others read %v", plain)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 type peer struct {
 	// immutable
 	conn     *net.UnixConn
+	acked    func(Client, Pod) error // may be nil
 	hello    hello
 	pid      int
 	since    time.Time
@@ -83,7 +84,7 @@ func (p *peer) add(pod Pod) error {
 	}
 	files := []*os.File{pod.NS.File()}
 	var kinds []kind
-	if p.hello.dialect == dialectSlot && pod.Listeners != nil {
+	if pod.Listeners != nil {
 		for _, s := range pod.Listeners.sockets() {
 			files = append(files, s.file)
 			kinds = append(kinds, s.kind)
@@ -93,10 +94,22 @@ func (p *peer) add(pod Pod) error {
 	if err != nil {
 		return err
 	}
-	return p.send(b, files)
+	if err := p.send(b, files); err != nil {
+		return err
+	}
+	if pod.Listeners == nil && p.acked != nil {
+		if err := p.acked(p.client(), pod); err != nil {
+			return &unusableError{err}
+		}
+	}
+	return nil
 }
 
-func (p *peer) del(uid string) error { return p.exchange(encodeDel(uid)) }
+// client is how the agent knows the peer. Synced is only right under
+// Server.mu, or on the goroutine that owns the conversation.
+func (p *peer) client() Client {
+	return Client{Version: p.hello.version, Foreign: p.hello.dialect == dialectPort, PID: p.pid, Since: p.since, Synced: p.synced}
+}
 
 // exchange sends a message without descriptors. Its parameters are what an
 // encoder returns.

@@ -18,8 +18,19 @@ type Pod struct {
 	// since. What passes the proxy then passes on purpose, and is not older.
 	FromStart bool
 
-	NS        *netns.NS
-	Listeners *Listeners // nil in the port dialect
+	NS *netns.NS
+	// Listeners are the agent's; nil when the pod is for a ztunnel that makes its
+	// own (the port dialect). A pod of one form is never sent to a ztunnel that
+	// speaks the other dialect: the same ports would be bound twice.
+	Listeners *Listeners
+}
+
+// dialect is the one in which the pod can be handed over.
+func (p Pod) dialect() string {
+	if p.Listeners == nil {
+		return dialectPort
+	}
+	return dialectSlot
 }
 
 // String names the pod in errors and logs.

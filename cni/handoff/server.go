@@ -46,6 +46,13 @@ type ServerConfig struct {
 	// with the uids it accepted. From then on Add may be tried again for pods
 	// that met ErrNoClient. Called from the connection's goroutine. May be nil.
 	Synced func(served []string)
+	// Acked is called after each Add that a ztunnel of the port dialect has
+	// acknowledged: its listeners for the pod exist. An error leaves the pod
+	// pending. Called from the connection's goroutine. May be nil.
+	Acked func(Client, Pod) error
+	// Gone is called when a ztunnel has disconnected. Called from the
+	// connection's goroutine. May be nil.
+	Gone func()
 	// CheckPeer decides from the credentials of the connecting process whether
 	// it may have the pods of this node. nil admits whoever can open the socket.
 	CheckPeer func(unix.Ucred) error
@@ -57,7 +64,7 @@ type ServerConfig struct {
 // Client describes one connected ztunnel.
 type Client struct {
 	Version string // as told in the hello; empty when foreign
-	Dialect string // "slot" or "port"
+	Foreign bool   // it makes its own listeners: the port dialect
 	PID     int
 	Since   time.Time
 	Synced  bool // the snapshot has been acknowledged
@@ -137,7 +144,8 @@ func (s *Server) Run(ctx context.Context) error {
 func (s *Server) Close() error { return s.listener.Close() }
 
 // Add hands p to the newest ztunnel and waits for its Ack. p's descriptors
-// remain the caller's. A foreign ztunnel gets the namespace alone.
+// remain the caller's. When the newest speaks the other dialect than p is made
+// for, that is ErrNoClient: nobody who could serve it is there yet.
 func (s *Server) Add(ctx context.Context, p Pod) error {
 	s.mu.Lock()
 	var newest *peer
@@ -145,7 +153,7 @@ func (s *Server) Add(ctx context.Context, p Pod) error {
 		newest = s.peers[n-1]
 	}
 	s.mu.Unlock()
-	if newest == nil {
+	if newest == nil || newest.hello.dialect != p.dialect() {
 		return ErrNoClient
 	}
 	if err := newest.request(ctx, func() error { return newest.add(p) }); err != nil {
@@ -157,6 +165,21 @@ func (s *Server) Add(ctx context.Context, p Pod) error {
 // Del tells every ztunnel that uid is gone and waits for their Acks. A ztunnel
 // that disconnects meanwhile learns it from its next snapshot.
 func (s *Server) Del(ctx context.Context, uid string) error {
+	return s.withdraw(ctx, uid, func(p *peer) error { return p.exchange(encodeDel(uid)) })
+}
+
+// Retire has every ztunnel of the slot dialect give up the listeners of uid
+// and let its connections end by themselves.
+func (s *Server) Retire(ctx context.Context, uid string) error {
+	return s.withdraw(ctx, uid, func(p *peer) error {
+		if p.hello.dialect != dialectSlot {
+			return nil
+		}
+		return p.exchange(encodeRetire(uid))
+	})
+}
+
+func (s *Server) withdraw(ctx context.Context, uid string, say func(*peer) error) error {
 	s.mu.Lock()
 	peers := append([]*peer(nil), s.peers...)
 	s.mu.Unlock()
@@ -164,7 +187,7 @@ func (s *Server) Del(ctx context.Context, uid string) error {
 	var wg sync.WaitGroup
 	for i, p := range peers {
 		wg.Go(func() {
-			err := p.request(ctx, func() error { return p.del(uid) })
+			err := p.request(ctx, func() error { return say(p) })
 			if err != nil && !errors.Is(err, ErrNoClient) {
 				errs[i] = fmt.Errorf("withdraw pod %s from ztunnel %d: %w", uid, p.pid, err)
 			}
@@ -180,7 +203,7 @@ func (s *Server) Clients() []Client {
 	defer s.mu.Unlock()
 	out := make([]Client, 0, len(s.peers))
 	for _, p := range s.peers {
-		out = append(out, Client{Version: p.hello.version, Dialect: p.hello.dialect, PID: p.pid, Since: p.since, Synced: p.synced})
+		out = append(out, p.client())
 	}
 	return out
 }
@@ -223,6 +246,9 @@ func (s *Server) serve(ctx context.Context, conn *net.UnixConn) {
 	close(p.gone)
 	conn.Close()
 	readers.Wait()
+	if s.cfg.Gone != nil {
+		s.cfg.Gone()
+	}
 	log.Info("ztunnel disconnected", "err", err)
 }
 
@@ -257,6 +283,7 @@ func (s *Server) greet(conn *net.UnixConn) (*peer, error) {
 	}
 	return &peer{
 		conn:     conn,
+		acked:    s.cfg.Acked,
 		hello:    h,
 		pid:      int(cred.Pid),
 		since:    time.Now(),
@@ -289,6 +316,14 @@ func credentials(conn *net.UnixConn) (*unix.Ucred, error) {
 func (s *Server) converse(ctx context.Context, p *peer) error {
 	var served []string
 	for _, pod := range s.cfg.Snapshot() {
+		if pod.dialect() != p.hello.dialect {
+			// It is another ztunnel's until the agent has made it fit. Should
+			// this one serve it from before, it goes on.
+			if err := p.exchange(encodeKeep(pod.UID)); err != nil && !isRefusal(err) {
+				return fmt.Errorf("snapshot: keep %s: %w", pod.UID, err)
+			}
+			continue
+		}
 		err := p.add(pod)
 		var refused *AckError
 		switch {
@@ -297,6 +332,8 @@ func (s *Server) converse(ctx context.Context, p *peer) error {
 		case errors.As(err, &refused):
 			// The ztunnel keeps the pod as pending and tries again by itself.
 			s.cfg.Logger.Warn("ztunnel cannot serve pod", "pod", pod.String(), "ztunnel", p.pid, "err", err)
+		case isUnusable(err):
+			s.cfg.Logger.Warn("what ztunnel made for a pod cannot be used", "pod", pod.String(), "ztunnel", p.pid, "err", err)
 		case errors.Is(err, os.ErrClosed):
 			// Removed since the snapshot was taken; its Del is queued.
 		default:
@@ -330,11 +367,22 @@ func (s *Server) converse(ctx context.Context, p *peer) error {
 		case r := <-p.requests:
 			err := r.do()
 			r.done <- err
-			if err != nil && !isRefusal(err) && !errors.Is(err, os.ErrClosed) {
+			if err != nil && !isRefusal(err) && !isUnusable(err) && !errors.Is(err, os.ErrClosed) {
 				return err
 			}
 		}
 	}
+}
+
+// unusableError is Acked's: the conversation is fine, the pod is not.
+type unusableError struct{ err error }
+
+func (e *unusableError) Error() string { return e.err.Error() }
+func (e *unusableError) Unwrap() error { return e.err }
+
+func isUnusable(err error) bool {
+	var unusable *unusableError
+	return errors.As(err, &unusable)
 }
 
 func isRefusal(err error) bool {

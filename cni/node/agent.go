@@ -77,6 +77,9 @@ type Redirector interface {
 	Check(redirect.Config) error
 	Drain(containerID string) error
 	Clear(containerID string, ns *netns.NS) error
+	Fill(containerID string, ns *netns.NS, l *redirect.Listeners) error
+	Empty(containerID string) error
+	Filled(containerID string, addrs []netip.Addr) (bool, error)
 	Collect(keep func(containerID string) bool) ([]string, error)
 	TrustProxies(cgroups []uint64) error
 	TrustProbers(cgroups []uint64) error
@@ -119,6 +122,7 @@ type Agent struct {
 	kubelet *kubelet
 	older   *older
 	kept    atomic.Pointer[[]string]
+	others  atomic.Bool // the ztunnel last known was not ours
 	old     recovery
 	ready   atomic.Bool
 	up      chan struct{} // closed when ready becomes true
@@ -197,7 +201,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	a.zds, err = handoff.Listen(a.cfg.ZDSSocket, handoff.ServerConfig{
 		Snapshot:  a.served.snapshot,
 		Keep:      func() []string { return a.served.missing(a.kept.Load()) },
-		Synced:    func(uids []string) { a.tell(ctx, event{synced: uids}) },
+		Acked:     a.borrow,
+		Synced:    func(uids []string) { a.tell(ctx, event{synced: &uids}) },
+		Gone:      func() { a.tell(ctx, event{gone: true}) },
 		CheckPeer: a.checkPeer,
 		Logger:    a.log,
 	})
@@ -254,6 +260,7 @@ func (a *Agent) remember() enroll.Intent {
 	var uids []string
 	for _, p := range in.Pods {
 		uids = append(uids, p.UID)
+		a.others.Store(p.Foreign)
 	}
 	a.kept.Store(&uids)
 	a.old.expect(in.Pods)

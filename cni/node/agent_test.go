@@ -212,8 +212,9 @@ func (z *ztunnel) Del(uid string) {
 	z.drop(uid)
 }
 
-func (z *ztunnel) Keep(string)   {}
-func (z *ztunnel) SnapshotDone() {}
+func (z *ztunnel) Retire(uid string) { z.Del(uid) }
+func (z *ztunnel) Keep(string)       {}
+func (z *ztunnel) SnapshotDone()     {}
 
 // added is how often a pod was handed over.
 func (z *ztunnel) added() int {

@@ -11,7 +11,8 @@ import (
 type event struct {
 	changed string       // uid of a pod that may have changed
 	moved   string       // uid of a pod whose addresses or devices changed
-	synced  []string     // uids that a newly connected ztunnel serves
+	synced  *[]string    // uids that a newly connected ztunnel serves
+	gone    bool         // a ztunnel has disconnected
 	add     *addition    // a sandbox is being made
 	del     *deletion    // a sandbox is being removed
 	done    *result      // a job has ended

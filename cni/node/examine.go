@@ -67,7 +67,12 @@ func (j *job) prove(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	err := redirect.Prove(ctx, host, h.ns, h.addrs)
+	var err error
+	if h.wishes.inboundDirect {
+		err = redirect.ProveOutbound(ctx, h.ns, h.addrs)
+	} else {
+		err = redirect.Prove(ctx, host, h.ns, h.addrs)
+	}
 	var away *redirect.UnreachableError
 	h.inspected = !end && errors.As(err, &away)
 	if h.inspected {

@@ -24,6 +24,8 @@ type held struct {
 	strange     addrs // the API server's, but on no device: those of an earlier sandbox
 	listeners   *redirect.Listeners
 	sockets     []enroll.IntendedSocket
+	foreign     bool   // a ztunnel that is not ours makes the listeners
+	wishes      wishes // of the pod's annotations, as capture was set
 
 	set    bool // capture is on
 	once   bool // it was at some time, and stays on or comes back without a ztunnel too
@@ -62,7 +64,9 @@ func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
 		Addrs:       h.addrs,
 		Listeners:   h.listeners,
 		Host:        a.cfg.Host,
+		Foreign:     h.foreign,
 	}
+	cfg.InboundDirect, cfg.Reroute = h.wishes.inboundDirect, h.wishes.rerouted()
 	if pod == nil {
 		return cfg
 	}
@@ -75,7 +79,7 @@ func (h *held) config(a *Agent, pod *corev1.Pod) redirect.Config {
 }
 
 func (h *held) intended(pod *corev1.Pod) enroll.IntendedPod {
-	p := enroll.IntendedPod{UID: h.uid, ContainerID: h.containerID, Cookie: h.cookie, Netns: h.path, Sockets: h.sockets, Older: h.older}
+	p := enroll.IntendedPod{UID: h.uid, ContainerID: h.containerID, Cookie: h.cookie, Netns: h.path, Sockets: h.sockets, Foreign: h.foreign, Older: h.older}
 	if pod != nil {
 		p.Namespace, p.Name = pod.Namespace, pod.Name
 	}

@@ -71,6 +71,9 @@ func (j *job) locate(ctx context.Context) error {
 		}
 	}
 	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now, strange: strange}
+	if b := j.before; b != nil && b.ContainerID == want.id && b.Cookie == cookie {
+		j.held.foreign = b.Foreign
+	}
 	return nil
 }
 

@@ -159,16 +159,21 @@ func (l *loop) handle(ctx context.Context, ev event) {
 		l.settle(ctx, e)
 	case ev.synced != nil:
 		l.dirty = true // its cgroup
-		for _, uid := range ev.synced {
+		for _, uid := range *ev.synced {
 			if e := l.pods[uid]; e != nil && e.held != nil && !e.busy && !e.held.acked {
 				l.kick(ctx, e)
 			}
 		}
-		// Pods that met no ztunnel have waited for exactly this.
-		for _, e := range l.pods {
-			if e.failed > 0 && !e.busy {
-				l.kick(ctx, e)
+		l.ztunnels(ctx)
+	case ev.gone:
+		if len(l.a.zds.Clients()) > 0 {
+			// One that stays has listeners of its own, or is to get ours.
+			for _, e := range l.pods {
+				if e.held != nil && e.held.foreign {
+					e.held.acked = false
+				}
 			}
+			l.ztunnels(ctx)
 		}
 	case ev.moved != "":
 		if e := l.pods[ev.moved]; e != nil {
@@ -182,6 +187,20 @@ func (l *loop) handle(ctx context.Context, ev event) {
 		l.dirty = true
 	default:
 		l.touch(ctx, ev.changed)
+	}
+}
+
+// ztunnels tries the pods again that have waited for another ztunnel, and those
+// whose listeners are not for the one there is now.
+func (l *loop) ztunnels(ctx context.Context) {
+	foreign := l.a.foreign()
+	for _, e := range slices.Collect(maps.Values(l.pods)) {
+		switch {
+		case e.busy:
+			e.again = true
+		case e.failed > 0, e.held != nil && (e.held.foreign != foreign || !e.held.acked):
+			l.kick(ctx, e)
+		}
 	}
 }
 

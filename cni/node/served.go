@@ -12,16 +12,29 @@ import (
 // pod's held, which removes the pod here before it closes them.
 type served struct {
 	mu   sync.Mutex
-	pods map[string]handoff.Pod // guarded by mu; by uid
+	pods map[string]servedPod // guarded by mu; by uid
 }
 
-func (s *served) put(p handoff.Pod) {
+type servedPod struct {
+	handoff.Pod
+	containerID string
+	addrs       addrs
+}
+
+func (s *served) put(p servedPod) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.pods == nil {
-		s.pods = make(map[string]handoff.Pod)
+		s.pods = make(map[string]servedPod)
 	}
 	s.pods[p.UID] = p
+}
+
+func (s *served) get(uid string) (servedPod, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, ok := s.pods[uid]
+	return p, ok
 }
 
 func (s *served) remove(uid string) {
@@ -35,7 +48,7 @@ func (s *served) snapshot() []handoff.Pod {
 	defer s.mu.Unlock()
 	out := make([]handoff.Pod, 0, len(s.pods))
 	for _, p := range s.pods {
-		out = append(out, p)
+		out = append(out, p.Pod)
 	}
 	return out
 }

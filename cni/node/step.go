@@ -58,7 +58,7 @@ func (l *loop) step(e *entry) step {
 	}
 	if len(e.waiters) > 0 || e.held == nil || !e.held.complete() ||
 		state != redirectionEnabled || e.pod.Annotations[annotationReason] != "" ||
-		e.held.outdated(e.sandbox, podAddrs(e.pod)) || !time.Now().Before(e.look) {
+		e.held.outdated(e.sandbox, podAddrs(e.pod)) || e.held.differs(l.a, e.pod) || !time.Now().Before(e.look) {
 		if e.held == nil && e.sandbox.id == "" && (e.removed || len(podAddrs(e.pod)) == 0) {
 			return stepNone // its ADD, or its addresses, are still to come
 		}

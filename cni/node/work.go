@@ -129,10 +129,11 @@ func (j *job) capture(ctx context.Context) error {
 		return err
 	}
 	h := j.held
-	if h.listeners == nil {
-		if err := j.listen(); err != nil {
-			return err
-		}
+	if err := j.sockets(ctx); err != nil {
+		return err
+	}
+	if err := j.wish(); err != nil {
+		return err
 	}
 	if h.set {
 		cfg := h.config(j.a, j.pod)
@@ -175,15 +176,20 @@ func (j *job) capture(ctx context.Context) error {
 	p := handoff.Pod{
 		UID: j.uid, Name: j.pod.Name, Namespace: j.pod.Namespace, ServiceAccount: j.pod.Spec.ServiceAccountName,
 		NS: h.ns, FromStart: h.fromStart,
-		Listeners: &handoff.Listeners{
-			Outbound: h.listeners.Outbound, Inbound: h.listeners.Inbound, HBONE: h.listeners.HBONE,
-			DNSTCP: h.listeners.DNSTCP, DNSUDP: h.listeners.DNSUDP,
-		},
+	}
+	if l := h.listeners; l != nil {
+		p.Listeners = &handoff.Listeners{Outbound: l.Outbound, Inbound: l.Inbound, HBONE: l.HBONE, DNSTCP: l.DNSTCP, DNSUDP: l.DNSUDP}
 	}
 	if p.ServiceAccount == "" {
 		p.ServiceAccount = "default"
 	}
-	j.a.served.put(p)
+	j.a.served.put(servedPod{p, h.containerID, h.addrs})
+	if h.foreign && h.acked {
+		var err error
+		if h.acked, err = j.a.cfg.Redirector.Filled(h.containerID, h.addrs); err != nil {
+			return err
+		}
+	}
 	if !h.acked {
 		if err := j.a.zds.Add(ctx, p); err != nil {
 			return err
@@ -297,13 +303,16 @@ func (j *job) listen() error {
 		}
 	}
 	l, err := redirect.Listen(h.ns, h.addrs)
+	if errors.Is(err, unix.EADDRINUSE) && h.foreign {
+		l, err = redirect.ListenBeside(h.ns, h.addrs)
+	}
 	if errors.Is(err, unix.EADDRINUSE) && j.before != nil {
 		return fmt.Errorf("its listeners are held by a ztunnel that has not connected yet: %w", err)
 	}
 	if err != nil {
 		return err
 	}
-	if !j.a.cfg.DNS {
+	if !h.wishes.dns {
 		// A socket without a reader would swallow the pod's queries.
 		for _, f := range []*os.File{l.DNSTCP, l.DNSUDP} {
 			if f != nil {

@@ -90,7 +90,7 @@ func (r *Redirector) check(cfg Config, ps *problems) error {
 	if want := s.flags(cfg, sw.Flags); sw.Flags != want {
 		ps.add("switches", flagNames(want), flagNames(sw.Flags))
 	}
-	ps.fail(s.checkMaps(cfg, found.addrs, ps))
+	ps.fail(s.checkMaps(cfg, found, ps))
 	ps.fail(s.checkLookup(cfg.NS, ps))
 	return cfg.NS.Do(func() error {
 		for _, dev := range found.devices {
@@ -108,7 +108,7 @@ func flagNames(flags uint32) string {
 	names := []struct {
 		bit  uint32
 		name string
-	}{{flagOutbound, "outbound"}, {flagInbound, "inbound"}, {flagDNS, "dns"}, {flagDrain, "drain"}, {flagCgroup, "cgroup"}, {flagStamp, "stamp"}, {flagProbers, "probers"}}
+	}{{flagOutbound, "outbound"}, {flagInbound, "inbound"}, {flagDNS, "dns"}, {flagDrain, "drain"}, {flagCgroup, "cgroup"}, {flagStamp, "stamp"}, {flagProbers, "probers"}, {flagReroute, "reroute"}}
 	out := ""
 	for _, n := range names {
 		if flags&n.bit == 0 {
@@ -145,17 +145,24 @@ func checkRouting(ps *problems) {
 	}
 }
 
-func (s *state) checkMaps(cfg Config, found []netip.Addr, ps *problems) error {
+func (s *state) checkMaps(cfg Config, found *inventory, ps *problems) error {
 	have, err := keys[bpf.CaptureAddress](s.Addresses)
 	if err != nil {
 		return fmt.Errorf("pod addresses: %w", err)
 	}
 	seen := map[netip.Addr]bool{}
-	for _, a := range append(append([]netip.Addr(nil), cfg.Addrs...), found...) {
+	for _, a := range append(append([]netip.Addr(nil), cfg.Addrs...), found.addrs...) {
 		if !have[mapped(a)] && !seen[a] {
 			ps.add("pod address "+a.String(), "known", "unknown")
 		}
 		seen[a] = true
+	}
+	rerouted, err := keys[uint32](s.Reroutes)
+	if err != nil {
+		return fmt.Errorf("rerouted devices: %w", err)
+	}
+	if want := rerouteKeys(cfg, found); !maps.Equal(rerouted, want) {
+		ps.add("rerouted devices", fmt.Sprintf("%d of %v", len(want), cfg.Reroute), fmt.Sprintf("%d", len(rerouted)))
 	}
 	ports, err := keys[uint16](s.Probes)
 	if err != nil {

@@ -37,6 +37,16 @@ type Listeners struct {
 // Listen makes a pod's listeners. They are the agent's: a proxy that dies leaves
 // them alive and connections queue until its successor accepts.
 func Listen(ns *netns.NS, addrs []netip.Addr) (*Listeners, error) {
+	return makeListeners(ns, addrs, false)
+}
+
+// ListenBeside is Listen while another ztunnel still has the ports, HBONE's
+// included: new connections reach ours by their slots.
+func ListenBeside(ns *netns.NS, addrs []netip.Addr) (*Listeners, error) {
+	return makeListeners(ns, addrs, true)
+}
+
+func makeListeners(ns *netns.NS, addrs []netip.Addr, beside bool) (*Listeners, error) {
 	l := &Listeners{}
 	o := netns.SocketOptions{Mark: netns.Mark, Transparent: true}
 	var errs []error
@@ -52,6 +62,9 @@ func Listen(ns *netns.NS, addrs []netip.Addr) (*Listeners, error) {
 	l.DNSTCP, l.DNSUDP = prefer(dnsPort, ns.ListenTCP), prefer(dnsPort, ns.ListenUDP)
 	for _, a := range addrs {
 		f, err := ns.ListenTCP(netip.AddrPortFrom(a.Unmap(), HBONEPort), o)
+		if beside && errors.Is(err, unix.EADDRINUSE) {
+			f, err = ns.ListenTCP(netip.AddrPortFrom(a.Unmap(), 0), o)
+		}
 		errs = append(errs, err)
 		l.HBONE = append(l.HBONE, f)
 	}

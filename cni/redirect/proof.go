@@ -35,25 +35,7 @@ func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	if len(addrs) == 0 {
 		return errors.New("prove capture: pod has no address")
 	}
-	var errs []error
-	done := map[bool]bool{} // by family: is IPv4
-	for _, a := range addrs {
-		a = a.Unmap()
-		if done[a.Is4()] {
-			continue
-		}
-		done[a.Is4()] = true
-		to := ProofAddr6
-		if a.Is4() {
-			to = ProofAddr4
-		}
-		err := proveOne(ctx, pod, pod, netip.AddrPortFrom(to, ProofPort))
-		// Without a route nothing leaves for such an address; that the
-		// same programs work the other way still has to be shown.
-		if err != nil && !errors.Is(err, unix.ENETUNREACH) {
-			errs = append(errs, fmt.Errorf("outbound from %s: %w", a, err))
-		}
-	}
+	errs := proveOutbound(ctx, pod, addrs)
 	// Side by side: where there is no way, each takes all the time there is.
 	inbound := make([]error, len(addrs))
 	var wg sync.WaitGroup
@@ -85,6 +67,36 @@ func Prove(ctx context.Context, host, pod *netns.NS, addrs []netip.Addr) error {
 	}
 	// What has failed is the news, not what could not be tried.
 	return fmt.Errorf("prove capture: %w", failures(errs))
+}
+
+// ProveOutbound is Prove for a pod of which only what it dials is captured.
+func ProveOutbound(ctx context.Context, pod *netns.NS, addrs []netip.Addr) error {
+	if err := errors.Join(proveOutbound(ctx, pod, addrs)...); err != nil {
+		return fmt.Errorf("prove capture: %w", err)
+	}
+	return nil
+}
+
+func proveOutbound(ctx context.Context, pod *netns.NS, addrs []netip.Addr) (errs []error) {
+	done := map[bool]bool{} // by family: is IPv4
+	for _, a := range addrs {
+		a = a.Unmap()
+		if done[a.Is4()] {
+			continue
+		}
+		done[a.Is4()] = true
+		to := ProofAddr6
+		if a.Is4() {
+			to = ProofAddr4
+		}
+		err := proveOne(ctx, pod, pod, netip.AddrPortFrom(to, ProofPort))
+		// Without a route nothing leaves for such an address; that the
+		// same programs work the other way still has to be shown.
+		if err != nil && !errors.Is(err, unix.ENETUNREACH) {
+			errs = append(errs, fmt.Errorf("outbound from %s: %w", a, err))
+		}
+	}
+	return errs
 }
 
 // failures is several errors of which none is an *UnreachableError to errors.As.

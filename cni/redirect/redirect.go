@@ -61,6 +61,17 @@ type Config struct {
 	Addrs []netip.Addr
 	// Listeners to put into their slots. nil leaves the slots as they are.
 	Listeners *Listeners
+	// Foreign: a ztunnel that is not ours makes the listeners, and Fill puts
+	// them into the slots. DNS is not captured then: such a ztunnel answers
+	// under the address it was asked at, which takes NAT.
+	Foreign bool
+	// InboundDirect captures only what the pod dials. HBONE reaches its
+	// listener by its port.
+	InboundDirect bool
+	// Reroute names devices behind which others live, machines or containers:
+	// what they dial counts as dialled by the pod. Those that are missing are
+	// waited for: Set again when devices change.
+	Reroute []string
 	// ProbePorts are open, past the proxy, to probes of the node.
 	ProbePorts []uint16
 	// Host is the namespace that holds the other end of the pod's veth; there
@@ -172,7 +183,7 @@ func (r *Redirector) set(cfg Config) error {
 		return err
 	}
 	defer s.Close()
-	if err := s.fill(cfg, found.addrs); err != nil {
+	if err := s.fill(cfg, found); err != nil {
 		return err
 	}
 	if err := s.attach(cfg, found.devices); err != nil {

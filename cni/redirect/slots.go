@@ -36,6 +36,9 @@ func slots(l *Listeners) map[bpf.CaptureSlot]*os.File {
 			put(bpf.CaptureSlotSLOT_HBONE4, f)
 		case unix.AF_INET6:
 			put(bpf.CaptureSlotSLOT_HBONE6, f)
+			if dualStack(f) {
+				put(bpf.CaptureSlotSLOT_HBONE4, f)
+			}
 		}
 	}
 	return at
@@ -48,6 +51,16 @@ func socketFamily(f *os.File) int {
 		return err
 	})
 	return family
+}
+
+// dualStack: a socket of IPv6 that takes IPv4 too. Ours never do.
+func dualStack(f *os.File) bool {
+	only := 1
+	_ = withFd(f, func(fd int) (err error) {
+		only, err = unix.GetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY)
+		return err
+	})
+	return only == 0
 }
 
 func socketCookie(f *os.File) (uint64, error) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/cilium/ebpf"
@@ -23,6 +24,7 @@ const (
 	flagCgroup   = uint32(bpf.CaptureFlagFLAG_CGROUP)
 	flagStamp    = uint32(bpf.CaptureFlagFLAG_STAMP)
 	flagProbers  = uint32(bpf.CaptureFlagFLAG_PROBERS)
+	flagReroute  = uint32(bpf.CaptureFlagFLAG_REROUTE)
 )
 
 // hintLife is far longer than the stack takes from ingress to lookup, so an
@@ -159,6 +161,7 @@ func (s *state) maps() map[string]**ebpf.Map {
 		bpf.CaptureMapListeners: &s.Listeners,
 		bpf.CaptureMapProbers:   &s.Probers,
 		bpf.CaptureMapProbes:    &s.Probes,
+		bpf.CaptureMapReroutes:  &s.Reroutes,
 		bpf.CaptureMapSettings:  &s.Settings,
 		bpf.CaptureMapSources:   &s.Sources,
 		bpf.CaptureMapStats:     &s.Stats,
@@ -176,13 +179,16 @@ func (s *state) programs() map[string]**ebpf.Program {
 }
 
 // fill makes the maps as wanted, all but the switches.
-func (s *state) fill(cfg Config, found []netip.Addr) error {
+func (s *state) fill(cfg Config, found *inventory) error {
 	addrs := map[bpf.CaptureAddress]bool{}
-	for _, a := range append(append([]netip.Addr(nil), cfg.Addrs...), found...) {
+	for _, a := range append(append([]netip.Addr(nil), cfg.Addrs...), found.addrs...) {
 		addrs[mapped(a)] = true
 	}
 	if err := syncKeys(s.Addresses, addrs); err != nil {
 		return fmt.Errorf("pod addresses: %w", err)
+	}
+	if err := syncKeys(s.Reroutes, rerouteKeys(cfg, found)); err != nil {
+		return fmt.Errorf("rerouted devices: %w", err)
 	}
 	ports := map[uint16]bool{}
 	for _, p := range cfg.ProbePorts {
@@ -231,6 +237,17 @@ func set[K comparable](list []K) map[K]bool {
 	return m
 }
 
+// rerouteKeys are the indexes of those devices that are there.
+func rerouteKeys(cfg Config, found *inventory) map[uint32]bool {
+	m := map[uint32]bool{}
+	for _, d := range found.devices {
+		if slices.Contains(cfg.Reroute, d.name) {
+			m[uint32(d.index)] = true
+		}
+	}
+	return m
+}
+
 func sourceKeys(prefixes []netip.Prefix) map[bpf.CaptureSource]bool {
 	m := make(map[bpf.CaptureSource]bool, len(prefixes))
 	for _, p := range prefixes {
@@ -268,8 +285,15 @@ func (s *state) enable(cfg Config) error {
 }
 
 func (s *state) flags(cfg Config, now uint32) uint32 {
-	flags := flagOutbound | flagInbound
+	flags := flagOutbound
+	if !cfg.InboundDirect {
+		flags |= flagInbound
+	}
+	if len(cfg.Reroute) > 0 {
+		flags |= flagReroute
+	}
 	switch {
+	case cfg.Foreign:
 	case cfg.Listeners == nil:
 		flags |= now & flagDNS
 	case cfg.Listeners.DNSTCP != nil && cfg.Listeners.DNSUDP != nil:
@@ -301,7 +325,7 @@ func readSwitches(dir string) (bpf.CaptureSwitches, error) {
 }
 
 func drain(dir string) error {
-	return changeSwitches(dir, func(sw *bpf.CaptureSwitches) { sw.Flags = flagDrain | sw.Flags&flagCgroup })
+	return changeSwitches(dir, func(sw *bpf.CaptureSwitches) { sw.Flags = flagDrain | sw.Flags&(flagCgroup|flagReroute) })
 }
 
 // forgetHints drops those whose SYN never came to lookup, so that they do not

@@ -1,25 +1,15 @@
 package ztunnel
 
 import (
-	"compress/gzip"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"maps"
 	"net"
 	"net/http"
-	"net/http/pprof"
-	"slices"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/common/expfmt"
 )
 
 // server is one of the process's own HTTP interfaces.
@@ -109,146 +99,4 @@ func (s *server) run(ctx context.Context) error {
 		return err
 	}
 	return nil
-}
-
-// metricsHandler always answers with OpenMetrics text, as the reference does,
-// whatever the content type says. before is called first.
-func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
-	h := func(w http.ResponseWriter, r *http.Request) {
-		before()
-		families, err := g.Gather()
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusInternalServerError)
-			return
-		}
-		contentType := "text/plain; charset=utf-8"
-		for part := range strings.SplitSeq(r.Header.Get("Accept"), ",") {
-			kind, _, _ := strings.Cut(part, ";")
-			if strings.EqualFold(kind, "application/openmetrics-text") {
-				contentType = "application/openmetrics-text;charset=utf-8;version=1.0.0"
-			}
-		}
-		w.Header().Set("Content-Type", contentType)
-		out := io.Writer(w)
-		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
-			w.Header().Set("Content-Encoding", "gzip")
-			z := gzip.NewWriter(w)
-			defer z.Close()
-			out = z
-		}
-		enc := expfmt.NewEncoder(out, expfmt.NewFormat(expfmt.TypeOpenMetrics))
-		for _, f := range families {
-			if err := enc.Encode(f); err != nil {
-				return // the client has gone
-			}
-		}
-		if c, ok := enc.(expfmt.Closer); ok {
-			c.Close()
-		}
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/metrics", h)
-	mux.HandleFunc("/stats/prometheus", h)
-	return mux
-}
-
-// readiness is the set of things that are not ready yet.
-type readiness struct {
-	mu    sync.Mutex
-	tasks map[string]struct{} // guarded by mu
-}
-
-func newReadiness(tasks ...string) *readiness {
-	r := &readiness{tasks: map[string]struct{}{}}
-	for _, t := range tasks {
-		r.tasks[t] = struct{}{}
-	}
-	return r
-}
-
-func (r *readiness) done(task string) {
-	r.mu.Lock()
-	delete(r.tasks, task)
-	r.mu.Unlock()
-}
-
-func (r *readiness) pending(task string) {
-	r.mu.Lock()
-	r.tasks[task] = struct{}{}
-	r.mu.Unlock()
-}
-
-func (r *readiness) ServeHTTP(w http.ResponseWriter, req *http.Request) {
-	if req.URL.Path != "/healthz/ready" {
-		http.NotFound(w, req)
-		return
-	}
-	if req.Method != http.MethodGet {
-		w.WriteHeader(http.StatusMethodNotAllowed)
-		return
-	}
-	r.mu.Lock()
-	pending := slices.Sorted(maps.Keys(r.tasks))
-	r.mu.Unlock()
-	if len(pending) == 0 {
-		io.WriteString(w, "ready\n")
-		return
-	}
-	w.WriteHeader(http.StatusInternalServerError)
-	fmt.Fprintf(w, "not ready, pending: %s\n", strings.Join(pending, ", "))
-}
-
-// admin is the loopback interface of istioctl ztunnel-config and operators.
-func (n *Node) admin() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/{$}", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		io.WriteString(w, "<!doctype html><title>ambit-ztunnel</title><ul>")
-		for _, p := range []string{"config_dump", "logging", "quitquitquit", "debug/pprof/"} {
-			fmt.Fprintf(w, `<li><a href="%s">/%s</a>`, p, p)
-		}
-		io.WriteString(w, "</ul>\n")
-	})
-	mux.HandleFunc("/config_dump", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "application/json")
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		enc.SetEscapeHTML(false)
-		enc.Encode(n.dump()) // an error means that the client has gone
-	})
-	post := func(h http.HandlerFunc) http.HandlerFunc {
-		return func(w http.ResponseWriter, r *http.Request) {
-			if r.Method != http.MethodPost {
-				w.WriteHeader(http.StatusMethodNotAllowed)
-				return
-			}
-			h(w, r)
-		}
-	}
-	mux.HandleFunc("/logging", post(n.logging))
-	mux.HandleFunc("/quitquitquit", post(func(w http.ResponseWriter, _ *http.Request) {
-		io.WriteString(w, "shutdown now\n")
-		n.quitNow()
-	}))
-	mux.HandleFunc("/debug/pprof/", pprof.Index)
-	mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
-	mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
-	mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
-	return mux
-}
-
-func (n *Node) logging(w http.ResponseWriter, r *http.Request) {
-	q := r.URL.Query()
-	var err error
-	if q.Has("reset") {
-		err = n.cfg.Levels.Reset()
-	}
-	if err == nil && q.Get("level") != "" {
-		err = n.cfg.Levels.Add(q.Get("level"))
-	}
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	fmt.Fprintf(w, "current log level is %s\n", n.cfg.Levels)
 }

@@ -76,7 +76,7 @@ func New(cfg Config) *Node {
 		pool:      pool.New(cfg.Pool),
 		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),
-		ready:     newReadiness("state manager", "proxy", "workload proxy manager"),
+		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "workload proxy manager"),
 		ops:       make(chan func(*podSet)),
 		quit:      make(chan struct{}),
 		ownerGone: make(chan struct{}),

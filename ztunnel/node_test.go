@@ -259,7 +259,7 @@ func TestServerDeadlines(t *testing.T) {
 }
 
 func TestReadiness(t *testing.T) {
-	r := newReadiness("b", "a")
+	r := newReadiness(nil, nil, "b", "a")
 	get := func(method, path string) (int, string) {
 		w := httptest.NewRecorder()
 		r.ServeHTTP(w, httptest.NewRequest(method, path, nil))

@@ -30,6 +30,8 @@ type Config struct {
 	PingTimeout  time.Duration // 20 s
 	// HandshakeTimeout covers TLS, preface and first SETTINGS together.
 	HandshakeTimeout time.Duration // 10 s
+	// ReadsClient makes a server say that it reads ClientHeader.
+	ReadsClient bool
 	// Budget, shared by many connections, bounds what they hold together; nil: nothing does.
 	Budget *Budget
 }

@@ -31,6 +31,7 @@ type Conn struct {
 	refused       func(netip.AddrPort, error)
 	settleBy      time.Time      // when TLS, the peer's preface and its SETTINGS must have arrived
 	done          chan struct{}  // closed when the connection has failed or ended
+	settled       chan struct{}  // closed when the peer's first SETTINGS are in force
 	running       sync.WaitGroup // reader and spare writer
 	handlers      sync.WaitGroup // server only
 
@@ -53,6 +54,8 @@ type Conn struct {
 	peerWindow  int64         // peer's SETTINGS_INITIAL_WINDOW_SIZE
 	peerFrame   int64         // peer's SETTINGS_MAX_FRAME_SIZE
 	peerStreams uint32        // peer's SETTINGS_MAX_CONCURRENT_STREAMS
+	readsClient bool          // the peer has said that it reads ClientHeader
+	told        bool          // settled is closed
 	draining    bool          // a GOAWAY was sent or received; no further stream of ours
 	peerGone    error         // what the peer's GOAWAY said, if it was an error
 	err         error         // a *ConnError
@@ -120,6 +123,7 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 		local: addrPort(nc.LocalAddr()), remote: addrPort(nc.RemoteAddr()),
 		settleBy:    settleBy,
 		done:        make(chan struct{}),
+		settled:     make(chan struct{}),
 		streams:     map[uint32]*Stream{},
 		nextID:      1,
 		sendWindow:  minWindow,

@@ -137,6 +137,8 @@ func (r *reader) settings(f *http2.SettingsFrame) error {
 			c.peerFrame = int64(s.Val)
 		case http2.SettingMaxConcurrentStreams:
 			c.peerStreams = s.Val
+		case settingClient:
+			c.readsClient = s.Val == 1
 		}
 		return nil
 	})
@@ -144,6 +146,10 @@ func (r *reader) settings(f *http2.SettingsFrame) error {
 		for _, s := range c.streams {
 			streams = append(streams, s)
 		}
+	}
+	if !c.told {
+		c.told = true
+		close(c.settled)
 	}
 	notify := c.notify
 	c.mu.Unlock()

@@ -68,7 +68,7 @@ func parser(client bool, handler func(*Incoming)) (*Conn, func()) {
 	a, b := net.Pipe()
 	c := &Conn{
 		cfg: Config{StreamWindow: minWindow, ConnWindow: minWindow, MaxStreams: 10}.filled(client), client: client, nc: a, rec: discard{},
-		serve: handler, done: make(chan struct{}), streams: map[uint32]*Stream{}, nextID: 1,
+		serve: handler, done: make(chan struct{}), settled: make(chan struct{}), streams: map[uint32]*Stream{}, nextID: 1,
 		sendWindow: minWindow, peerWindow: minWindow, peerFrame: minFrame, peerStreams: 10,
 	}
 	c.out.init(c)

@@ -16,6 +16,17 @@ type Request struct {
 // Get is the value of the first header called name, or "".
 func (r Request) Get(name string) string { return getHeader(r.Header, name) }
 
+// Values are those of all headers called name, in order.
+func (r Request) Values(name string) []string {
+	var out []string
+	for _, h := range r.Header {
+		if strings.EqualFold(h.Name, name) {
+			out = append(out, h.Value)
+		}
+	}
+	return out
+}
+
 func getHeader(hs []Header, name string) string {
 	for _, h := range hs {
 		if strings.EqualFold(h.Name, name) {
@@ -24,7 +35,3 @@ func getHeader(hs []Header, name string) string {
 	}
 	return ""
 }
-
-// NetworkHeader says on the inner CONNECT of double HBONE which network the client
-// is in, as Istio's ztunnel does.
-const NetworkHeader = "x-forwarded-network"

@@ -227,6 +227,9 @@ func (w *writer) preface() {
 		settings = append(settings, http2.Setting{ID: http2.SettingEnablePush, Val: 0})
 	} else {
 		settings = append(settings, http2.Setting{ID: http2.SettingMaxConcurrentStreams, Val: cfg.MaxStreams})
+		if cfg.ReadsClient {
+			settings = append(settings, http2.Setting{ID: settingClient, Val: 1})
+		}
 	}
 	_ = w.framer.WriteSettings(settings...)
 	if cfg.ConnWindow > minWindow {

@@ -54,6 +54,7 @@ type Objects interface {
 	Gateways(namespace string) []*gatewayv1.Gateway
 	Gateway(namespace, name string) *gatewayv1.Gateway
 	GatewayClass(name string) *gatewayv1.GatewayClass
+	gatewayObjects
 	// MeshConfig is the ConfigMap MeshConfigMap of the root namespace.
 	MeshConfig() *corev1.ConfigMap
 }

@@ -13,6 +13,15 @@ import (
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
+// gatewayObjects are the Objects that only waypoints and gateways ask for.
+type gatewayObjects interface {
+	// GatewayPods are the pods of a namespace that are labelled as a Gateway's.
+	GatewayPods(namespace, gateway string) []*corev1.Pod
+	// NetworkServices are the Services, of all namespaces, that have
+	// NetworkLabel.
+	NetworkServices() []*corev1.Service
+}
+
 // Labels and annotations that make a Gateway a waypoint, and mark what belongs
 // to one.
 const (

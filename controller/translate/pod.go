@@ -73,7 +73,7 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 			Subzone: node.Labels[subzoneLabel],
 		}
 	}
-	return w, nil
+	return w, c.bindPod(w, pod, objs)
 }
 
 func podAddresses(pod *corev1.Pod) ([]netip.Addr, error) {

@@ -51,6 +51,9 @@ func (c Config) Service(svc *corev1.Service, objs Objects) (*mesh.Service, error
 		s.Ports = mergePorts(s.Ports, []mesh.Port{{ServicePort: uint16(p.Port), TargetPort: targetPort(p), AppProtocol: appProtocol(p)}})
 	}
 	s.LoadBalancing = loadBalancing(svc, objs.Namespace(svc.Namespace))
+	if c.Meshed(svc, objs) {
+		c.BindService(svc, false, objs).fill(s)
+	}
 	return s, nil
 }
 

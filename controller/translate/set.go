@@ -41,6 +41,8 @@ var _ Objects = (*Set)(nil)
 func All(c Config, s *Set) (mesh.Delta, error) {
 	var d mesh.Delta
 	var errs []error
+	c, s, err := c.seen(s)
+	errs = append(errs, err)
 	for _, pod := range s.PodList {
 		w, err := c.Pod(pod, s)
 		errs = append(errs, err)
@@ -77,6 +79,7 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 			d.Policies = append(d.Policies, p)
 		}
 	}
+	c.gatewaysOf(s, &d)
 	return d, errors.Join(errs...)
 }
 

@@ -2,11 +2,12 @@ package translate
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
@@ -84,6 +85,11 @@ func (c Config) BindService(o metav1.Object, namespaceOnly bool, objs Objects) B
 	return b
 }
 
+// fill puts b into the service it is of.
+func (b Binding) fill(s *mesh.Service) {
+	s.Waypoint, s.Weighted, s.IngressWaypoint = b.Waypoint, b.Weighted, b.Ingress
+}
+
 // BindWorkload is the binding of a Pod, WorkloadEntry or inline endpoint, whose
 // labels o has: for traffic addressed to it and not to a service.
 func (c Config) BindWorkload(o metav1.Object, objs Objects) Binding {
@@ -107,6 +113,43 @@ func (c Config) BindWorkload(o metav1.Object, objs Objects) Binding {
 		b.Status = notBound(no)
 	}
 	return b
+}
+
+// bindPod puts what waypoints mean to pod into its workload. The error is of
+// the Gateway that pod belongs to.
+func (c Config) bindPod(w *mesh.Workload, pod *corev1.Pod, objs Objects) error {
+	if !c.Meshed(pod, objs) { // another mesh's tunnels and policies are none of ours
+		w.Protocol, w.NativeTunnel, w.Policies = mesh.ProtocolTCP, false, nil
+		return nil
+	}
+	w.Waypoint = c.BindWorkload(pod, objs).Waypoint
+	if key := c.requirePolicy(pod, c.servicesOf(w, objs), objs); key != "" {
+		w.Policies = append(w.Policies, key)
+		slices.Sort(w.Policies)
+	}
+	gw := instanceOf(pod, objs)
+	if gw == nil {
+		return nil
+	}
+	tunnel, err := inboundBinding(gw, objs)
+	w.AppTunnel = tunnel
+	return err
+}
+
+// servicesOf are the Services of its own namespace that w is an endpoint of, in
+// any order.
+func (c Config) servicesOf(w *mesh.Workload, objs Objects) []*corev1.Service {
+	var out []*corev1.Service
+	for key := range w.Services {
+		name, ok := strings.CutSuffix(strings.TrimPrefix(key, w.Namespace+"/"), "."+w.Namespace+".svc."+c.ClusterDomain)
+		if !ok {
+			continue
+		}
+		if svc := objs.Service(w.Namespace, name); svc != nil {
+			out = append(out, svc)
+		}
+	}
+	return out
 }
 
 func notBound(no *refusal) *Condition {
@@ -206,20 +249,3 @@ func labelsOf(objs Objects, namespace string) map[string]string {
 	}
 	return nil
 }
-
-// AppTunnel is how the ztunnel of a gateway's pod delivers to it, nil for pods
-// that are none, or that speak HBONE themselves.
-func (c Config) AppTunnel(o metav1.Object, objs Objects) (*mesh.AppTunnel, error) {
-	gw := instanceOf(o, objs)
-	if gw == nil {
-		return nil, nil
-	}
-	return inboundBinding(gw, objs)
-}
-
-// Gateways of the classes that are waypoints only; a Gateway of any other class
-// can be one too, when it is enrolled and bound (a sandwich).
-const (
-	ClassAmbitWaypoint = gatewayv1.ObjectName("ambit-waypoint")
-	ClassIstioWaypoint = gatewayv1.ObjectName("istio-waypoint")
-)

@@ -1,0 +1,206 @@
+package translate
+
+import (
+	"cmp"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+)
+
+// RequireWaypointLabel on a Service or a Namespace refuses connections that go
+// past the waypoint; on a Service, "false" takes back what its namespace says.
+const RequireWaypointLabel = "ambitmesh.io/require-waypoint"
+
+// RequirePrefix begins the name of the policies that RequireWaypointLabel
+// becomes: <namespace>/<prefix><waypoint>[_<waypoint>...], where a waypoint of
+// another namespace is <name>@<namespace>, and "none" stands for no waypoint at
+// all. They are judged by the connection's own peer and never by whom a
+// waypoint speaks for.
+const RequirePrefix = "ambitmesh_require_waypoint_"
+
+// IsRequire reports whether key names such a policy.
+func IsRequire(key string) bool {
+	_, name, _ := strings.Cut(key, "/")
+	return strings.HasPrefix(name, RequirePrefix)
+}
+
+// requires reports whether connections to svc have to come from its waypoint.
+func requires(svc *corev1.Service, objs Objects) bool {
+	return truth(svc.Labels, labelsOf(objs, svc.Namespace), RequireWaypointLabel)
+}
+
+// requirePolicy is the key of the policy that keeps connections past their
+// waypoints out of pod, an endpoint of services; "" for none.
+//
+// A pod knows no service by its address: what one service requires holds for
+// every port of the pod, for whoever comes from none of its waypoints.
+func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs Objects) string {
+	if belongs(pod, objs) {
+		return ""
+	}
+	required := false
+	through := map[gatewayRef]bool{}
+	for _, svc := range services {
+		if !requires(svc, objs) {
+			continue
+		}
+		required = true
+		for _, ref := range c.BindService(svc, false, objs).bound() {
+			through[ref] = true
+		}
+	}
+	if len(services) == 0 {
+		required = truth(nil, labelsOf(objs, pod.Namespace), RequireWaypointLabel)
+	}
+	if !required {
+		return ""
+	}
+	for _, ref := range c.BindWorkload(pod, objs).bound() {
+		through[ref] = true
+	}
+	tokens := make([]string, 0, len(through))
+	for ref := range through {
+		token := ref.name
+		if ref.namespace != pod.Namespace {
+			token += "@" + ref.namespace
+		}
+		tokens = append(tokens, token)
+	}
+	if len(tokens) == 0 {
+		tokens = append(tokens, noWaypoint)
+	}
+	slices.Sort(tokens)
+	return pod.Namespace + "/" + RequirePrefix + strings.Join(tokens, "_")
+}
+
+// bound are the waypoints that connections really come from.
+func (b Binding) bound() []gatewayRef {
+	if b.Waypoint == nil {
+		return nil
+	}
+	var refs []gatewayRef
+	for i, g := range b.Gateways {
+		if i == 0 || len(b.Weighted) > 0 { // the second is the canary
+			ns, name, _ := strings.Cut(g, "/")
+			refs = append(refs, gatewayRef{ns, name})
+		}
+	}
+	return refs
+}
+
+// RequirePolicy is the policy of a key that requirePolicy gave: it denies
+// whoever is none of the waypoints it names. Without any it denies everybody.
+func (c Config) RequirePolicy(key string, objs Objects) *mesh.Policy {
+	namespace, name, _ := strings.Cut(key, "/")
+	p := &mesh.Policy{Name: name, Namespace: namespace, Scope: mesh.ScopeWorkloadSelector, Action: mesh.Deny}
+	var principals []mesh.StringMatch
+	for _, ref := range requiredOf(key) {
+		if gw := objs.Gateway(ref.namespace, ref.name); gw != nil {
+			for _, account := range gatewayAccounts(gw, objs) {
+				principals = append(principals, mesh.StringMatch{Kind: mesh.Exact,
+					Value: c.TrustDomain + "/ns/" + gw.Namespace + "/sa/" + account})
+			}
+		}
+	}
+	if len(principals) == 0 {
+		p.Rules = []mesh.Rule{{}} // without a clause it matches everybody
+		return p
+	}
+	slices.SortFunc(principals, func(a, b mesh.StringMatch) int { return cmp.Compare(a.Value, b.Value) })
+	principals = slices.Compact(principals)
+	p.Rules = []mesh.Rule{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{NotPrincipals: principals}}}}}}
+	return p
+}
+
+// requiredOf are the waypoints that the policy of a key lets in.
+func requiredOf(key string) []gatewayRef {
+	namespace, name, _ := strings.Cut(key, "/")
+	var refs []gatewayRef
+	for token := range strings.SplitSeq(strings.TrimPrefix(name, RequirePrefix), "_") {
+		if token == noWaypoint {
+			continue
+		}
+		ref := gatewayRef{namespace: namespace, name: token}
+		if n, ns, ok := strings.Cut(token, "@"); ok {
+			ref = gatewayRef{namespace: ns, name: n}
+		}
+		refs = append(refs, ref)
+	}
+	return refs
+}
+
+// RequireGateways are the <namespace>/<name> of the Gateways that the policy of
+// a key lets in.
+func RequireGateways(key string) []string {
+	var out []string
+	for _, ref := range requiredOf(key) {
+		out = append(out, ref.String())
+	}
+	return out
+}
+
+// gatewayAccounts are the service accounts gw's pods run as; without a pod, the
+// one they would run as.
+func gatewayAccounts(gw *gatewayv1.Gateway, objs Objects) []string {
+	var out []string
+	for _, pod := range objs.GatewayPods(gw.Namespace, gw.Name) {
+		if !Ended(pod) {
+			out = append(out, cmp.Or(pod.Spec.ServiceAccountName, "default"))
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, cmp.Or(gw.Annotations[gatewayAccountAnnotation], gw.Name))
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// requiredStatus says on a Service whether what it requires is so.
+func (c Config) requiredStatus(svc *corev1.Service, b Binding, objs Objects) *Condition {
+	if !requires(svc, objs) || belongs(svc, objs) {
+		return nil
+	}
+	if b.Waypoint != nil {
+		var names []string
+		for _, ref := range b.bound() {
+			names = append(names, ref.String())
+		}
+		return &Condition{Type: ConditionWaypointRequired, True: true, Reason: "Enforced",
+			Message: "connections to the pods that do not come from waypoint " + strings.Join(names, " or ") + " are refused"}
+	}
+	why := "no label " + UseWaypointLabel + " names one"
+	if b.Status != nil {
+		why = b.Status.Message
+	}
+	return &Condition{Type: ConditionWaypointRequired, Reason: "WaypointMissing",
+		Message: "a waypoint is required and none is bound, so every connection to the pods is refused: " + why}
+}
+
+// ServiceStatus are the conditions a Service should bear.
+func (c Config) ServiceStatus(svc *corev1.Service, objs Objects) []Condition {
+	if !published(svc) || !c.Meshed(svc, objs) || !c.Looks(svc.Namespace, objs) {
+		return nil
+	}
+	b := c.BindService(svc, false, objs)
+	return conditions(b.Status, c.requiredStatus(svc, b, objs))
+}
+
+// EntryStatus are the conditions a WorkloadEntry should bear.
+func (c Config) EntryStatus(o metav1.Object, objs Objects) []Condition {
+	return conditions(c.BindWorkload(o, objs).Status)
+}
+
+func conditions(all ...*Condition) []Condition {
+	var out []Condition
+	for _, c := range all {
+		if c != nil {
+			out = append(out, *c)
+		}
+	}
+	return out
+}

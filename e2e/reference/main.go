@@ -110,11 +110,12 @@ field ` + "`reason`" + ` of its line in ztunnel's access log, after ` + "`error`
 ` + "`reason`" + ` of ` + "`ambit_connections_failed_total`" + `. The flag is what
 ` + "`istio_tcp_connections_*`" + ` carry in ` + "`response_flags`" + `.
 
-| Reason | Flag | What happened |
-|---|---|---|
+| Reason | Flag | What happened | Likely cause | Cure |
+|---|---|---|---|---|
 `)
 	for _, m := range live.Reasons() {
-		fmt.Fprintf(&b, "| `%s` | `%s` | %s |\n", m.Reason, m.Flag, m.Text)
+		a := m.Reason.Advice()
+		fmt.Fprintf(&b, "| `%s` | `%s` | %s | %s | %s |\n", m.Reason, m.Flag, m.Text, a.Cause, a.Cure)
 	}
 	return b.String()
 }

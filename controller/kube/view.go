@@ -20,6 +20,7 @@ type view struct {
 	caches    *caches
 	good      *lastGood
 	selectors map[string]*selectors[*corev1.Service]
+	peerSets  map[string]*peerSet // kept by the translator, by key
 	policies  map[string][]*securityv1.AuthorizationPolicy
 	peers     map[string][]*securityv1.PeerAuthentication
 

@@ -1,6 +1,8 @@
 package translate
 
 import (
+	"net/netip"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	netv1 "k8s.io/api/networking/v1"
@@ -25,6 +27,8 @@ type Config struct {
 	// has the label is ours.
 	Revision string
 	Beside   bool
+	// NetworkPolicies are enforced on what comes through tunnels.
+	NetworkPolicies bool
 	// Mesh is what the ConfigMap of the mesh's settings says now.
 	Mesh MeshConfig
 }
@@ -51,6 +55,11 @@ type Objects interface {
 	ServiceEntries(namespace string) []*networkingv1.ServiceEntry
 	WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry
 	NetworkPolicies(namespace string) []*netv1.NetworkPolicy
+	// PeerAddresses are the addresses of all pods that peers means, in any
+	// order.
+	PeerAddresses(peers PodPeers) []netip.Addr
+	// NamespacesOf are the names of the namespaces of peers.
+	NamespacesOf(peers PodPeers) []string
 	Gateways(namespace string) []*gatewayv1.Gateway
 	Gateway(namespace, name string) *gatewayv1.Gateway
 	GatewayClass(name string) *gatewayv1.GatewayClass

@@ -63,6 +63,9 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 	switch {
 	case pod.Annotations[RedirectionAnnotation] == RedirectionEnabled:
 		w.Protocol = mesh.ProtocolHBONE
+		if g, ok := c.NetworkGroup(pod, objs); ok {
+			w.Policies = slices.Sorted(slices.Values(append(w.Policies, g.Key())))
+		}
 	case strings.Contains(pod.Labels[tunnelLabel], "http"):
 		w.Protocol, w.NativeTunnel = mesh.ProtocolHBONE, true
 	}

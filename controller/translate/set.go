@@ -80,7 +80,26 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 		}
 	}
 	c.gatewaysOf(s, &d)
+	for _, np := range s.NetworkPolicyList {
+		errs = append(errs, c.NetworkPolicyErrors(np))
+	}
+	d.Policies = append(d.Policies, c.networkPolicies(s)...)
 	return d, errors.Join(errs...)
+}
+
+// networkPolicies are the policies of all groups that a captured pod of s is
+// in.
+func (c Config) networkPolicies(s *Set) (out []*mesh.Policy) {
+	made := make(map[string]bool)
+	for _, pod := range s.PodList {
+		g, ok := c.NetworkGroup(pod, s)
+		if !ok || pod.Annotations[RedirectionAnnotation] != RedirectionEnabled || made[g.Key()] {
+			continue
+		}
+		made[g.Key()] = true
+		out = append(out, c.NetworkPolicy(g, s))
+	}
+	return out
 }
 
 // Namespace implements Objects.

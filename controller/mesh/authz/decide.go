@@ -2,6 +2,7 @@ package authz
 
 import (
 	"net/netip"
+	"strings"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/hbone/identity"
@@ -68,13 +69,21 @@ func Decide(s *mesh.Snapshot, w *mesh.Workload, c Conn) Verdict {
 	switch {
 	case t.denied != nil:
 		key := t.denied.Key()
-		return Verdict{Policy: key, Direct: t.denied.RequiresWaypoint(), Reason: reasonDenied + key}
+		return Verdict{Policy: key, Direct: t.denied.RequiresWaypoint(), Reason: reasonDenied + nameOf(t.denied)}
 	case missing != "":
 		return Verdict{Pending: true, Policy: missing, Reason: reasonPending + missing}
 	case t.allows && t.allowed == nil:
 		return Verdict{Reason: reasonNotAllowed}
 	}
 	return Verdict{Allow: true}
+}
+
+// nameOf is what users know p by.
+func nameOf(p *mesh.Policy) string {
+	if !mesh.FromNetworkPolicies(p) {
+		return p.Key()
+	}
+	return "networkpolicy " + strings.Join(mesh.NetworkPolicies(p.Key()), ", ")
 }
 
 func appendPrincipal(b []byte, id identity.ID) []byte {
@@ -108,6 +117,9 @@ func (t *tally) one(p *mesh.Policy, f *facts) {
 		return
 	}
 	if p.Action == mesh.Deny {
+		if f.src == f.dst && mesh.FromNetworkPolicies(p) {
+			return // a pod cannot be kept from itself
+		}
 		if !f.through.IsZero() && p.RequiresWaypoint() {
 			f = f.ofWaypoint()
 		}

@@ -46,6 +46,8 @@ type Config struct {
 	HBONE        hbone.Config
 	Pool         pool.Config
 	Quotas       Quotas
+	Demand       live.Demand // asks for what Store may lack; nil: it lacks nothing
+	KeepAlive    live.KeepAlive
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
 	Levels       *live.Levels

@@ -59,12 +59,13 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	out := outbound.New(outbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Pool: n.pool, Life: life, Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
-		Ports: v.ports(), Share: share,
+		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive,
 	})
 	in := inbound.New(inbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
-		Ports: v.ports(), Share: share, HandshakeRate: n.cfg.Quotas.HandshakeRate,
+		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive,
+		HandshakeRate: n.cfg.Quotas.HandshakeRate,
 	})
 	var wg sync.WaitGroup
 	accept := func(what string, f func() error) {

@@ -145,6 +145,13 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 		fail(503, err)
 		return
 	}
+	if p.cfg.Demand != nil && auth.addr.IsValid() && auth.addr.Addr() != dst.Addr() && self.AppTunnel == nil {
+		// Only a waypoint is dialled for another's address.
+		if snap, err = live.Learn(ctx, p.cfg.Demand, p.cfg.Store, p.cfg.Pod, self, auth.addr.Addr()); err != nil {
+			fail(503, err)
+			return
+		}
+	}
 	app, err := target(snap, self, dst.Addr(), auth)
 	if err == nil {
 		err = p.notOurs(app.Port())

@@ -51,6 +51,10 @@ type Config struct {
 	Ports []uint16
 	// Share is the pod's of the node's connections; nil bounds nothing.
 	Share *live.Share
+	// Demand asks for what a peer names and the store may lack; nil: it lacks none.
+	Demand live.Demand
+	// KeepAlive of plaintext connections and of those to the application.
+	KeepAlive live.KeepAlive
 	// HandshakeRate is how many HBONE handshakes the pod gets per second, in the
 	// long run; 0: any number.
 	HandshakeRate float64
@@ -97,7 +101,7 @@ func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	defer p.cfg.Table.Metrics().SocketOpened(live.Destination)()
-	live.KeepAlive(c)
+	p.cfg.KeepAlive.Set(c)
 	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Destination)
 	fail := func(err error) {
 		live.Reset(c)
@@ -205,7 +209,7 @@ func (p *Proxy) dial(ctx context.Context, client, app netip.AddrPort) (*net.TCPC
 		}
 		c, err := p.cfg.Dialer.DialTCP(ctx, local, app, o)
 		if err == nil {
-			live.KeepAlive(c)
+			p.cfg.KeepAlive.Set(c)
 			return c, local, nil
 		}
 		p.ports.release(local)

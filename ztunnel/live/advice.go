@@ -18,6 +18,8 @@ var advice = map[Reason]Advice{
 	PodRemoved:      {"the pod was deleted, or its label taken off and the time to drain has passed", "nothing; `--drain-wait` of the node agent is how long un-enrolment waits"},
 	UnknownWorkload: {"the pod is newer than what the controller has sent, or ztunnel has no connection to it", "`ambit proxy-status`; the controller's log; is `NODE_NAME` of ztunnel the name of the node?"},
 
+	LookupUnanswered: {"ztunnel has no connection to a controller, or the controller is overloaded", "`ambit proxy-status`; `ambit_xds_on_demand_total`; without `XDS_ON_DEMAND` everything is known beforehand"},
+
 	NoHealthyUpstream: {"no pod of the service is ready, the port is not the service's, or traffic is limited to a node or zone without endpoints", "`ambit ztunnel-config service` has healthy and all endpoints; `kubectl get endpointslices`"},
 	UnknownWaypoint:   {"the waypoint that the destination names was deleted, or has no ready pod", "`kubectl get gateway`; the condition `WaypointBound` of the service; take the label `istio.io/use-waypoint` off to go without"},
 	UnknownGateway:    {"the gateway of the other network has no address yet, or the service is not shared with that network", "`ambit ztunnel-config workload -o json` shows `networkGateway` of the destination"},
@@ -41,7 +43,8 @@ var advice = map[Reason]Advice{
 	UnknownAuthority:   {"one of two nodes lacks a root during a change, the CA was replaced at once, or the peer is of another mesh", "`ambit ca status`; `ambit_trust_anchors` must agree on all nodes"},
 	TrustDomain:        {"the peer is of another mesh, or the mesh's trust domain was changed", "`trustDomain` and `trustDomainAliases` of the mesh's settings"},
 	UnexpectedIdentity: {"the address was given to another pod a moment ago, or the endpoint of a ServiceEntry is not who `subjectAltNames` say", "another endpoint is tried by itself; if it stays: who has the address `dst.addr`?"},
-	BadCertificate:     {"the certificate is revoked, or not what the mesh issues", "the error says what is wrong with it"},
+	CertificateRevoked: {"somebody put the certificate, or the intermediate that signed it, on the revocation list", "the error has serial number and issuer; if it is a mistake take it off the list, which is read again at once"},
+	BadCertificate:     {"the certificate is not what the mesh issues", "the error says what is wrong with it"},
 	NotTLS:             {"something other than a mesh peer called port 15008, often with plain HTTP", "who has the address `src.addr`? Services must not have 15008 as a port"},
 	HandshakeTimeout:   {"the network is lossy or the peer overloaded; or it is an attack", "CPU of the peer's ztunnel; `ambit_handshakes_delayed_total`"},
 	HandshakeAborted:   {"the peer was restarted, or a firewall closes what it does not know", "the peer's log at that time"},

@@ -51,6 +51,8 @@ func HandshakeReason(err error) Reason {
 			return TrustDomain
 		case "unexpected_identity":
 			return UnexpectedIdentity
+		case "revoked":
+			return CertificateRevoked
 		}
 		return BadCertificate
 	}

@@ -3,7 +3,6 @@ package live
 import (
 	"net"
 	"net/netip"
-	"time"
 )
 
 // The node agent proves capture with connections to these, which nobody else
@@ -38,11 +37,3 @@ func AddrPort(a net.Addr) netip.AddrPort {
 	ap := t.AddrPort()
 	return netip.AddrPortFrom(ap.Addr().Unmap(), ap.Port())
 }
-
-// KeepAlive is the reference's: first probe after 3 minutes, then every 3, 9
-// times.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 180 * time.Second, Interval: 180 * time.Second, Count: 9}
-
-// KeepAlive sets c's keepalive as the reference does. An error means c is
-// closed already, which its next use tells better.
-func KeepAlive(c *net.TCPConn) { _ = c.SetKeepAliveConfig(keepAlive) }

@@ -21,6 +21,8 @@ const (
 	Drained         Reason = "drained"
 	PodRemoved      Reason = "pod_removed"
 	UnknownWorkload Reason = "unknown_workload"
+	// LookupUnanswered is of a destination that had to be asked for.
+	LookupUnanswered Reason = "lookup_unanswered"
 
 	NoHealthyUpstream Reason = "no_healthy_upstream"
 	UnknownWaypoint   Reason = "unknown_waypoint"
@@ -45,6 +47,7 @@ const (
 	UnknownAuthority   Reason = "unknown_authority"
 	TrustDomain        Reason = "trust_domain"
 	UnexpectedIdentity Reason = "unexpected_identity"
+	CertificateRevoked Reason = "certificate_revoked"
 	BadCertificate     Reason = "bad_certificate"
 	NotTLS             Reason = "not_tls"
 	HandshakeTimeout   Reason = "handshake_timeout"
@@ -88,6 +91,7 @@ const (
 	FlagH2            Flag = "H2_HANDSHAKE_FAILURE"
 	FlagNetworkPolicy Flag = "NETWORK_POLICY"
 	FlagIdentity      Flag = "IDENTITY_ERROR"
+	FlagRevoked       Flag = "CERT_REVOKED"
 )
 
 // Meaning documents one reason.
@@ -126,6 +130,8 @@ var meanings = []Meaning{
 	{PodRemoved, FlagNone, "the pod left the mesh or ended while the connection was open"},
 	{UnknownWorkload, FlagConnect, "the control plane has not told this node about the pod within 5 s"},
 
+	{LookupUnanswered, FlagConnect, "with XDS_ON_DEMAND, the control plane has not said within 5 s what the destination is; it is never taken for one outside the mesh"},
+
 	{NoHealthyUpstream, FlagConnect, "the service has no usable endpoint for this port"},
 	{UnknownWaypoint, FlagConnect, "the destination's waypoint cannot be resolved; it is never bypassed"},
 	{UnknownGateway, FlagConnect, "the destination is in another network that cannot be reached: it has no gateway that is known, was not dialled by a service, or no service says who may answer there"},
@@ -149,6 +155,7 @@ var meanings = []Meaning{
 	{UnknownAuthority, FlagTLS, "the peer's certificate is not signed by a root this node trusts"},
 	{TrustDomain, FlagTLS, "the peer's certificate belongs to another trust domain"},
 	{UnexpectedIdentity, FlagTLS, "the server's certificate is not of the workload that was dialled"},
+	{CertificateRevoked, FlagRevoked, "the peer's certificate, or one it is signed with, is on the revocation list of CRL_PATH; an open connection ends for it too"},
 	{BadCertificate, FlagTLS, "the peer's certificate cannot be used; the error says why"},
 	{NotTLS, FlagTLS, "the client does not speak TLS on the HBONE port"},
 	{HandshakeTimeout, FlagTLS, "the TLS handshake was not finished in time"},

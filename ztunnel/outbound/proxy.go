@@ -53,6 +53,10 @@ type Config struct {
 	Ports []uint16
 	// Share is the pod's of the node's connections; nil bounds nothing.
 	Share *live.Share
+	// Demand asks for destinations that the store may lack; nil: it lacks none.
+	Demand live.Demand
+	// KeepAlive of the application's connections and of those to peers.
+	KeepAlive live.KeepAlive
 	// Names resolves what workloads have instead of an address; nil: one of the
 	// Proxy's own.
 	Names *Names
@@ -89,7 +93,7 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 		return
 	}
 	defer p.cfg.Table.Metrics().SocketOpened(live.Source)()
-	live.KeepAlive(c)
+	p.cfg.KeepAlive.Set(c)
 	src := live.AddrPort(c.RemoteAddr())
 	rec := p.cfg.Table.Accept(p.cfg.Pod, live.Source)
 
@@ -155,6 +159,12 @@ func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Wor
 		last   Route
 		failed error
 	)
+	if p.cfg.Demand != nil {
+		var err error
+		if snap, err = live.Learn(ctx, p.cfg.Demand, p.cfg.Store, p.cfg.Pod, self, dst.Addr()); err != nil {
+			return Route{}, nil, err
+		}
+	}
 	for range attempts {
 		r := Resolve(snap, self, dst, choice)
 		if r.Kind == Refuse && last.Kind == Gateway {
@@ -262,7 +272,7 @@ func (p *Proxy) tcp(ctx context.Context, from netip.Addr, to netip.AddrPort) (*n
 		}
 	}
 	if err == nil {
-		live.KeepAlive(c)
+		p.cfg.KeepAlive.Set(c)
 	}
 	return c, err
 }

@@ -199,6 +199,16 @@ func (s *Snapshot) Endpoints(serviceKey string) []Endpoint {
 	return set.healthy
 }
 
+// Members are the workloads that name a service, whether they are healthy or not,
+// sorted by UID. The result must not be modified.
+func (s *Snapshot) Members(serviceKey string) []Endpoint {
+	set, ok := s.endpoints.get(serviceKey)
+	if !ok {
+		return nil
+	}
+	return set.all
+}
+
 // Policy returns the policy <namespace>/<name>, or nil.
 func (s *Snapshot) Policy(key string) *Policy {
 	p, _ := s.policies.get(key)

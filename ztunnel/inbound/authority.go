@@ -74,38 +74,94 @@ func isHostname(h string) bool {
 	return letter
 }
 
-// target is where in the pod a CONNECT goes: the address the connection came
-// to, and a port of the application.
-func target(snap *mesh.Snapshot, w *mesh.Workload, local netip.Addr, a authority) (netip.AddrPort, error) {
+// hop is how a CONNECT reaches the application.
+type hop struct {
+	// app is what the connection is for, to policy and telemetry: the address it
+	// came to, and a port of the application.
+	app netip.AddrPort
+	// proxy is what was dialled, if the application is to be told by the PROXY
+	// protocol.
+	proxy netip.AddrPort
+	// loopback: the application is dialled, and expects clients, there.
+	loopback bool
+}
+
+// dial is the address to connect to.
+func (h *hop) dial() netip.AddrPort {
+	switch {
+	case !h.loopback:
+		return h.app
+	case h.app.Addr().Is4():
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), h.app.Port())
+	}
+	return netip.AddrPortFrom(netip.IPv6Loopback(), h.app.Port())
+}
+
+// target is where in the pod a CONNECT goes. loopback is where application
+// tunnels with PROXY lead.
+func target(snap *mesh.Snapshot, w *mesh.Workload, local netip.Addr, a authority, loopback bool) (hop, error) {
 	port := a.port
+	dialled := a.addr
 	switch {
 	case a.addr.IsValid():
 		if err := validate(snap, w, local, a); err != nil {
-			return netip.AddrPort{}, err
+			return hop{}, err
 		}
 	default:
 		svc := snap.ServiceByHostname(a.host, w.Namespace)
 		if svc == nil {
-			return netip.AddrPort{}, live.Errorf(live.UnknownDestination, "no service %q for workload %s", a.host, w.UID)
+			return hop{}, live.Errorf(live.UnknownDestination, "no service %q for workload %s", a.host, w.UID)
 		}
 		p, ok := servicePort(svc, w, port)
 		if !ok {
-			return netip.AddrPort{}, live.Errorf(live.UnknownDestination, "service %s has no port %d at workload %s", svc.Key(), port, w.UID)
+			return hop{}, live.Errorf(live.UnknownDestination, "service %s has no port %d at workload %s", svc.Key(), port, w.UID)
+		}
+		if t := w.AppTunnel; t != nil && t.Proxy {
+			vip, ok := virtualAddress(svc, w.Network)
+			if !ok {
+				return hop{}, live.Errorf(live.UnknownDestination, "service %s has no address to tell the application of workload %s", svc.Key(), w.UID)
+			}
+			dialled = netip.AddrPortFrom(vip, port)
 		}
 		port = p
 	}
+	var h hop
 	if t := w.AppTunnel; t != nil {
 		if t.Proxy {
-			return netip.AddrPort{}, live.Errorf(live.Unsupported, "workload %s: application tunnel with PROXY protocol is unsupported", w.UID)
+			h.proxy, h.loopback = dialled, loopback
 		}
 		if t.Port != 0 {
 			port = t.Port
 		}
 	}
 	if illegal(port) {
-		return netip.AddrPort{}, live.Errorf(live.SelfCall, "port %d of workload %s is the mesh's own", port, w.UID)
+		return hop{}, live.Errorf(live.SelfCall, "port %d of workload %s is the mesh's own", port, w.UID)
 	}
-	return netip.AddrPortFrom(local, port), nil
+	h.app = netip.AddrPortFrom(local, port)
+	return h, nil
+}
+
+// virtualAddress is the address that stands for a service which was asked for by
+// name: of the workload's network if there is one, of IPv4 if there is one.
+func virtualAddress(svc *mesh.Service, network string) (netip.Addr, bool) {
+	var best netip.Addr
+	rank := 0
+	for _, a := range svc.Addresses {
+		if !a.IsSingle() {
+			continue
+		}
+		r := 1
+		if a.Network == network {
+			r += 2
+		}
+		if a.Prefix.Addr().Is4() {
+			r++
+		}
+		if r > rank {
+			best, rank = a.Prefix.Addr(), r
+		}
+	}
+	return best, rank > 0
 }
 
 // validate refuses an address that is not the pod's, unless the pod is a
@@ -115,22 +171,33 @@ func validate(snap *mesh.Snapshot, w *mesh.Workload, local netip.Addr, a authori
 	if ip == local || w.AppTunnel != nil {
 		return nil
 	}
-	var g *mesh.GatewayAddress
 	if d := snap.WorkloadAt(w.Network, ip); d != nil {
-		g = d.Waypoint
+		if isWaypoint(snap, w, local, d.Waypoint) {
+			return nil
+		}
 	} else if s := snap.ServiceAt(w.Network, ip, w.Namespace); s != nil {
-		g = s.Waypoint
-	}
-	if g != nil && isWaypoint(snap, w, local, g) {
-		return nil
+		if isWaypoint(snap, w, local, s.Waypoint) {
+			return nil
+		}
+		for i := range s.Weighted {
+			if isWaypoint(snap, w, local, &s.Weighted[i].Destination) {
+				return nil
+			}
+		}
 	}
 	return live.Errorf(live.AddressMismatch, "ip mismatch: %s != %s", local, ip)
 }
 
 func isWaypoint(snap *mesh.Snapshot, w *mesh.Workload, local netip.Addr, g *mesh.GatewayAddress) bool {
+	if g == nil {
+		return false
+	}
 	var svc *mesh.Service
 	if g.Hostname != "" {
-		svc = snap.Service(g.Namespace + "/" + g.Hostname)
+		if svc = snap.Service(g.Namespace + "/" + g.Hostname); svc == nil {
+			p := snap.WorkloadByHostname(g.Namespace, g.Hostname)
+			return p != nil && p.UID == w.UID
+		}
 	} else {
 		a := g.Address.Prefix.Addr()
 		if a == local && g.Address.Network == w.Network {

@@ -77,6 +77,9 @@ func single(a string) mesh.NetworkAddress {
 	return mesh.NetworkAddress{Prefix: netip.PrefixFrom(ip, ip.BitLen())}
 }
 
+// What may be asked for, and where in the pod it leads.
+//
+//ambit:feature waypoint-authority waypoint-weighted
 func TestTarget(t *testing.T) {
 	pod := func(change func(*mesh.Workload)) *mesh.Workload {
 		w := &mesh.Workload{UID: "c//Pod/ns/pod", Name: "pod", Namespace: "ns", Protocol: mesh.ProtocolHBONE,
@@ -98,6 +101,20 @@ func TestTarget(t *testing.T) {
 	other := &mesh.Workload{UID: "c//Pod/ns/other", Name: "other", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.8")}}
 	fronted := &mesh.Service{Name: "fronted", Namespace: "ns", Hostname: "fronted.ns", Addresses: []mesh.NetworkAddress{single("10.1.0.2")},
 		Waypoint: &mesh.GatewayAddress{Namespace: "ns", Hostname: "web.ns", HBONEPort: 15008}}
+	proxied := func(port uint16) func(*mesh.Workload) {
+		return func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Proxy: true, Port: port} }
+	}
+	bare := &mesh.Service{Name: "bare", Namespace: "ns", Hostname: "bare.ns", Ports: web.Ports}
+	weighted := func(name, vip string, weights ...uint32) *mesh.Service {
+		s := &mesh.Service{Name: name, Namespace: "ns", Hostname: name + ".ns", Addresses: []mesh.NetworkAddress{single(vip)},
+			Waypoint: &mesh.GatewayAddress{Address: single("10.0.0.8"), HBONEPort: 15008}}
+		for i, g := range []*mesh.GatewayAddress{{Address: single("10.0.0.8")}, fronted.Waypoint} {
+			s.Weighted = append(s.Weighted, mesh.WeightedWaypoint{Destination: *g, Weight: weights[i]})
+		}
+		return s
+	}
+	byHost := &mesh.Service{Name: "h", Namespace: "ns", Hostname: "h.ns", Addresses: []mesh.NetworkAddress{single("10.1.0.5")},
+		Waypoint: &mesh.GatewayAddress{Namespace: "ns", Hostname: "pod.example", HBONEPort: 15008}}
 	for _, tt := range []struct {
 		name, authority string
 		change          func(*mesh.Workload)
@@ -118,18 +135,37 @@ func TestTarget(t *testing.T) {
 		{"unknown service", "nope.ns:80", nil, "", live.UnknownDestination},
 		{"hidden service", "hidden.other:80", nil, "", live.UnknownDestination},
 		{"application tunnel port", "9.9.9.9:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Port: 1234} }, "10.0.0.1:1234", ""},
-		{"application tunnel with PROXY", "10.0.0.1:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Proxy: true} }, "", live.Unsupported},
+		{"application tunnel does not need a service's port", "9.9.9.9:80", func(w *mesh.Workload) { of()(w); w.AppTunnel = &mesh.AppTunnel{Port: 15088} }, "10.0.0.1:15088", ""},
+		{"application tunnel without a port", "9.9.9.9:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{} }, "10.0.0.1:80", ""},
+		{"application tunnel to our port", "10.0.0.1:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Port: 15006} }, "", live.SelfCall},
+		{"application tunnel with PROXY", "10.0.0.1:80", proxied(0), "10.0.0.1:80 by 127.0.0.1:80 for 10.0.0.1:80", ""},
+		{"application tunnel with PROXY and a port", "9.9.9.9:80", proxied(15088), "10.0.0.1:15088 by 127.0.0.1:15088 for 9.9.9.9:80", ""},
+		{"PROXY for a service by name", "web.ns:80", func(w *mesh.Workload) { of()(w); proxied(15088)(w) }, "10.0.0.1:15088 by 127.0.0.1:15088 for 10.1.0.1:80", ""},
+		{"PROXY for a service without an address", "bare.ns:80", proxied(15088), "", live.UnknownDestination},
+		{"tunnel of a service by name", "bare.ns:80", func(w *mesh.Workload) { w.AppTunnel = &mesh.AppTunnel{Port: 15088} }, "10.0.0.1:15088", ""},
+		{"as one of weighted waypoints", "10.1.0.3:80", of(), "10.0.0.1:80", ""},
+		{"as a waypoint that has no weight any more", "10.1.0.4:80", of(), "10.0.0.1:80", ""},
+		{"as a waypoint by the host name of a workload", "10.1.0.5:80", func(w *mesh.Workload) { w.Hostname = "pod.example" }, "10.0.0.1:80", ""},
+		{"another workload's host name", "10.1.0.5:80", nil, "", live.AddressMismatch},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := pod(tt.change)
-			s := build([]*mesh.Workload{w, behind, other}, []*mesh.Service{web, hidden, fronted})
+			s := build([]*mesh.Workload{w, behind, other}, []*mesh.Service{web, hidden, fronted, bare,
+				weighted("both", "10.1.0.3", 1, 2), weighted("draining", "10.1.0.4", 1, 0), byHost})
 			a, err := parseAuthority(tt.authority)
 			if err != nil {
 				t.Fatal(err)
 			}
-			got, err := target(s, w, netip.MustParseAddr("10.0.0.1"), a)
-			if reason(err) != tt.reason || tt.want != "" && got.String() != tt.want {
+			h, err := target(s, w, netip.MustParseAddr("10.0.0.1"), a, true)
+			got := h.app.String()
+			if h.proxy.IsValid() {
+				got += " by " + h.dial().String() + " for " + h.proxy.String()
+			}
+			if reason(err) != tt.reason || tt.want != "" && got != tt.want {
 				t.Errorf("%s, %v; want %s %s", got, err, tt.want, tt.reason)
+			}
+			if h, _ := target(s, w, netip.MustParseAddr("10.0.0.1"), a, false); h.dial() != h.app {
+				t.Errorf("without loopback: %s", h.dial())
 			}
 		})
 	}

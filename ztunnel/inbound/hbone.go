@@ -7,7 +7,6 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/ambitmesh/ambit/controller/mesh/authz"
 	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/hbone/identity"
 	"github.com/ambitmesh/ambit/ztunnel/live"
@@ -69,7 +68,7 @@ func (p *Proxy) hbone(ctx, drain context.Context, c *net.TCPConn) {
 	id := self.Identity()
 	srv := hbone.Server{
 		TLS:         identity.ServerConfig(source{p.cfg.Source, p.cfg.Denied}, id),
-		Config:      p.cfg.HBONE,
+		Config:      p.tunnels,
 		Handler:     func(in *hbone.Incoming) { p.connect(ctx, in) },
 		OnHandshake: func() { p.gate.Leave(c) },
 		OnHandshakeError: func(_ netip.AddrPort, err error) {
@@ -152,45 +151,79 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 			return
 		}
 	}
-	app, err := target(snap, self, dst.Addr(), auth)
+	to, err := target(snap, self, dst.Addr(), auth, !p.cfg.NoLoopback)
 	if err == nil {
-		err = p.notOurs(app.Port())
+		err = p.notOurs(to.app.Port())
 	}
 	if err != nil {
 		fail(statusOf(err), err)
 		return
 	}
+	conn, err := judged(snap, self, in.Peer(), src, in.Request)
+	if err != nil {
+		fail(400, err)
+		return
+	}
+	conn.Dst = to.app
 	if err := p.cfg.Share.Take(live.CostConn); err != nil {
 		fail(503, err)
 		return
 	}
 	defer p.cfg.Share.Give(live.CostConn)
-	check := &live.Check{Workload: self, Conn: authz.Conn{Peer: in.Peer(), Src: src, Dst: app}}
-	rec.Open(live.Facts{
-		Src: src, Dst: dst, Original: app, Authority: in.Authority, HBONE: true, Check: check,
-		Source: snap.WorkloadAt(self.Network, src.Addr()), SourceID: in.Peer(),
+	check := &live.Check{Workload: self, Conn: conn}
+	facts := live.Facts{
+		Src: src, Dst: dst, Original: to.app, Authority: in.Authority, HBONE: true, Check: check,
+		Source: p.sourceOf(snap, self, in.Peer(), src.Addr(), in.Request), SourceID: in.Peer(),
 		Destination: self, DestinationID: self.Identity(),
-		Service: destinationService(snap, self, in.Get("forwarded"), app.Port()),
-	})
+		Service: destinationService(snap, self, in.Get("forwarded"), to.app.Port()),
+	}
+	if !conn.Through.IsZero() {
+		facts.Client, facts.ClientID = conn.Src, conn.Peer
+	}
+	rec.Open(facts)
 	if err := p.authorize(ctx, check); err != nil {
 		fail(401, err)
 		return
 	}
-	conn, local, err := p.dial(ctx, src, app)
+	app, local, err := p.reach(ctx, src, in.Peer(), &to)
 	if err != nil {
 		fail(503, err)
 		return
 	}
 	defer p.ports.release(local)
-	s, err := in.Accept(hbone.Header{Name: "baggage", Value: live.Baggage(self)})
+	var says []hbone.Header
+	if !p.cfg.NoBaggage {
+		says = []hbone.Header{{Name: "baggage", Value: live.Baggage(self)}}
+	}
+	s, err := in.Accept(says...)
 	if err != nil {
-		live.Reset(conn)
+		live.Reset(app)
 		rec.End(relayError(err))
 		return
 	}
 	rec.Count(counter{s})
 	rec.OnCut(s.Abort)
-	rec.End(relayError(s.Relay(conn)))
+	rec.End(relayError(s.Relay(app)))
+}
+
+// reach connects to the application, and tells it who the client is if it wants to
+// know. The caller releases the port.
+func (p *Proxy) reach(ctx context.Context, client netip.AddrPort, id identity.ID, to *hop) (*net.TCPConn, netip.AddrPort, error) {
+	from := client
+	if to.loopback || p.cfg.OwnSource {
+		from = to.dial() // an address of its own: nothing to borrow
+	}
+	c, local, err := p.dial(ctx, from, to.dial())
+	if err != nil || !to.proxy.IsValid() {
+		return c, local, err
+	}
+	// The application has room for it before it has said anything.
+	if _, err := c.Write(appendProxyHeader(nil, client, to.proxy, id)); err != nil {
+		live.Reset(c)
+		p.ports.release(local)
+		return nil, netip.AddrPort{}, &live.Error{Reason: live.ConnectFailed, Err: err}
+	}
+	return c, local, nil
 }
 
 // denied reports whether err is policy's word.

@@ -58,13 +58,23 @@ type Config struct {
 	// HandshakeRate is how many HBONE handshakes the pod gets per second, in the
 	// long run; 0: any number.
 	HandshakeRate float64
+	// NoLoopback: application tunnels with the PROXY protocol are dialled at the
+	// pod's address, not at loopback.
+	NoLoopback bool
+	// NoBaggage: neither say who the destination is nor believe what clients say of
+	// themselves in telemetry.
+	NoBaggage bool
+	// OwnSource: the application is dialled from an address of its own, not from
+	// the client's.
+	OwnSource bool
 }
 
 // Proxy takes what one pod is sent.
 type Proxy struct {
-	cfg   Config // immutable
-	ports spoofed
-	gate  *live.Gate // of the pod's HBONE listeners together
+	cfg     Config       // immutable
+	tunnels hbone.Config // immutable
+	ports   spoofed
+	gate    *live.Gate // of the pod's HBONE listeners together
 
 	mu    sync.Mutex
 	conns map[net.Conn]struct{} // guarded by mu; HBONE connections, to close them hard
@@ -78,7 +88,8 @@ func New(cfg Config) *Proxy {
 	if cfg.Denied == nil {
 		cfg.Denied = func(error) bool { return false }
 	}
-	p := &Proxy{cfg: cfg, conns: map[net.Conn]struct{}{}}
+	p := &Proxy{cfg: cfg, tunnels: cfg.HBONE, conns: map[net.Conn]struct{}{}}
+	p.tunnels.ReadsClient = true
 	p.gate = live.NewGate(live.GateConfig{
 		Limit: maxHandshakes, Patience: handshakeTime, Rate: cfg.HandshakeRate,
 		Refused: func(c net.Conn, why *live.Error) { p.refuse(c.(*net.TCPConn), why) },
@@ -171,6 +182,9 @@ func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
 		return nil
 	case v.Pending:
 		return live.Errorf(live.PolicyPending, "connection closed due to policy rejection: %s", v.Reason)
+	}
+	if v.Direct {
+		return live.Errorf(live.NotByWaypoint, "connection closed due to policy rejection: it came past the waypoint: %s", v.Reason)
 	}
 	return live.Errorf(live.PolicyDenied, "connection closed due to policy rejection: %s", v.Reason)
 }

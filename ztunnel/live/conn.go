@@ -34,7 +34,10 @@ type Facts struct {
 
 	Source, Destination     *mesh.Workload
 	SourceID, DestinationID identity.ID // set for mTLS only
-	Service                 *mesh.Service
+	// Client and ClientID are for whom a waypoint makes the connection.
+	Client   netip.AddrPort
+	ClientID identity.ID
+	Service  *mesh.Service
 	// Check is set for inbound connections: what policy is asked about, now
 	// and at every change.
 	Check *Check
@@ -314,6 +317,10 @@ func (c *Conn) who(attrs []slog.Attr) []slog.Attr {
 	f := &c.facts
 	attrs = address(attrs, "src.addr", f.Src)
 	attrs = side(attrs, &sourceFields, f.Source, f.SourceID)
+	if !f.ClientID.IsZero() {
+		attrs = address(attrs, "client.addr", f.Client)
+		attrs = append(attrs, slog.String("client.identity", f.ClientID.String()))
+	}
 	attrs = address(attrs, "dst.addr", f.Dst)
 	if f.Authority != "" {
 		attrs = append(attrs, slog.Any("dst.hbone_addr", Text(f.Authority)))

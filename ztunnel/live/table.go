@@ -38,6 +38,7 @@ type Table struct {
 	now     func() time.Time
 
 	pausedSaid seldom
+	strangers  strangers
 
 	mu   sync.Mutex
 	open map[*Conn]struct{} // guarded by mu

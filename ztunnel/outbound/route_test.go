@@ -333,6 +333,7 @@ func TestCapacity(t *testing.T) {
 	}
 }
 
+//ambit:feature waypoint-weighted
 func TestWeightedWaypoints(t *testing.T) {
 	svc := service("web", func(v *mesh.Service) {
 		v.Waypoint = waypointAt("10.0.0.9")

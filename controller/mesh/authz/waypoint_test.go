@@ -20,7 +20,9 @@ func TestThroughWaypoint(t *testing.T) {
 		return c
 	}
 	named := exact(way.Principal())
-	ns := func(form mesh.MatchKind, v string) []mesh.StringMatch { return []mesh.StringMatch{{Kind: form, Value: v}} }
+	ns := func(form mesh.MatchKind, v string) []mesh.StringMatch {
+		return []mesh.StringMatch{{Kind: form, Value: v}}
+	}
 	account := func(id identity.ID) []mesh.ServiceAccountMatch {
 		return []mesh.ServiceAccountMatch{{Namespace: id.Namespace, ServiceAccount: id.ServiceAccount}}
 	}

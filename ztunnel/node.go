@@ -13,6 +13,7 @@ import (
 	"github.com/ambitmesh/ambit/hbone"
 	"github.com/ambitmesh/ambit/hbone/identity"
 	"github.com/ambitmesh/ambit/hbone/pool"
+	"github.com/ambitmesh/ambit/ztunnel/dns"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/ambitmesh/ambit/ztunnel/older"
 	"github.com/prometheus/client_golang/prometheus"
@@ -48,6 +49,7 @@ type Config struct {
 	Quotas       Quotas
 	Demand       live.Demand // asks for what Store may lack; nil: it lacks nothing
 	KeepAlive    live.KeepAlive
+	DNS          dns.Settings
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
 	Levels       *live.Levels
@@ -62,6 +64,7 @@ type Node struct {
 	quota     *live.Quota // nil: bounds nothing
 	older     *older.Watch
 	metrics   nodeMetrics
+	dns       *dns.Metrics
 	ready     *readiness
 	ops       chan func(*podSet)
 	quit      chan struct{}
@@ -78,7 +81,8 @@ func New(cfg Config) *Node {
 		pool:      pool.New(cfg.Pool),
 		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),
-		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "workload proxy manager"),
+		dns:       dns.NewMetrics(cfg.Registry),
+		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "dns proxy", "workload proxy manager"),
 		ops:       make(chan func(*podSet)),
 		quit:      make(chan struct{}),
 		ownerGone: make(chan struct{}),
@@ -117,6 +121,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start("certificates", n.prefetch)
 	start("node agent", n.agent)
 	n.ready.done("proxy")
+	n.ready.done("dns proxy")
 
 	select {
 	case <-ctx.Done():

@@ -46,7 +46,7 @@ func (p *served) listen() error {
 			return err
 		}
 	}
-	return nil
+	return p.listenDNS()
 }
 
 func captured(network, _ string, c syscall.RawConn) error {
@@ -60,7 +60,7 @@ func captured(network, _ string, c syscall.RawConn) error {
 		set(syscall.SOL_SOCKET, syscall.SO_MARK, netns.Mark)
 		set(syscall.SOL_SOCKET, soReusePort, 1)
 		set(syscall.SOL_IP, ipTransparent, 1)
-		if network == "tcp6" {
+		if network == "tcp6" || network == "udp6" {
 			set(syscall.SOL_IPV6, ipv6Transparent, 1)
 		}
 	})

@@ -24,6 +24,7 @@ type served struct {
 	slots   bool
 	out, in net.Listener
 	hbone   []net.Listener
+	dns     dnsSockets
 	hard    context.CancelFunc // gives up everything
 	goAway  context.CancelFunc // HBONE connections finish their streams
 	done    chan struct{}      // closed when the last connection has ended
@@ -82,12 +83,15 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	for _, ln := range v.hbone {
 		accept("hbone", func() error { return in.ServeHBONE(ctx, drain, ln) })
 	}
+	answers := v.answerer(share)
+	v.serveDNS(ctx, answers, accept)
 	if !p.FromStart {
 		n.older.Add(v.live, p.NS)
 	}
 	go func() {
 		wg.Wait()
 		v.hard()
+		answers.Close()
 		n.older.Remove(v.live)
 		n.pool.CloseSource(life)
 		share.Close()
@@ -124,7 +128,7 @@ func (p *served) open() error {
 		}
 		p.hbone = append(p.hbone, ln)
 	}
-	return nil
+	return p.openDNS()
 }
 
 // ports are those the listeners happen to have.
@@ -143,6 +147,7 @@ func (p *served) closeListeners() {
 			_ = ln.Close()
 		}
 	}
+	p.dns.close()
 }
 
 // drain stops accepting. Connections go on; HBONE peers are told to use

@@ -121,8 +121,12 @@ var table = []row{
 		"policy is asked before the application is dialled, in one place"},
 	{"ztunnel/older", []string{"ztunnel/live", "controller/mesh", "controller/mesh/authz", "cni/netns"}, []string{"client_golang", "x/sys"},
 		"what capture came too late for: policy is asked, the kernel ends; nothing is carried"},
-	{"ztunnel/dns", []string{"ztunnel/live", "controller/mesh", "hbone/identity", "cni/netns"}, []string{"dns"},
+	{"ztunnel/dns", []string{"ztunnel/live", "controller/mesh", "hbone/identity", "cni/netns"}, []string{"dns", "client_golang"},
 		"answers from a snapshot"},
+	{"ztunnel/egress", []string{"controller/mesh"}, nil,
+		"whether a destination is registered is a pure function of a snapshot and a connection's first bytes"},
+	{"ztunnel/socks", nil, nil,
+		"a handshake on a connection; where that leads is decided in outbound"},
 	{"ztunnel", []string{"ztunnel/...", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/pool", "hbone/identity", "cni/handoff", "cni/netns"}, []string{"client_golang", "expfmt"},
 		"a supervisor: it wires its children and owns the pod set"},
 

@@ -38,7 +38,8 @@ type enrolled struct {
 func (e *enrolled) handoff() handoff.Pod {
 	return handoff.Pod{
 		UID: e.pod.uid, Name: e.pod.name, Namespace: "demo", ServiceAccount: e.pod.sa, NS: e.pod.ns,
-		Listeners: &handoff.Listeners{Outbound: e.listeners.Outbound, Inbound: e.listeners.Inbound, HBONE: e.listeners.HBONE},
+		Listeners: &handoff.Listeners{Outbound: e.listeners.Outbound, Inbound: e.listeners.Inbound, HBONE: e.listeners.HBONE,
+			DNSTCP: e.listeners.DNSTCP, DNSUDP: e.listeners.DNSUDP},
 	}
 }
 
@@ -117,9 +118,11 @@ func (a *agent) enrol(p *pod) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.DNSTCP.Close()
-	l.DNSUDP.Close()
-	l.DNSTCP, l.DNSUDP = nil, nil
+	if !p.dns {
+		l.DNSTCP.Close()
+		l.DNSUDP.Close()
+		l.DNSTCP, l.DNSUDP = nil, nil
+	}
 	e := &enrolled{pod: p, listeners: l, cfg: redirect.Config{
 		ContainerID: p.uid, UID: p.uid, NS: p.ns, Addrs: p.addrs, Listeners: l,
 		ProbePorts: p.probes, Host: a.n.ns, ProbeSources: a.n.prefixes(t)}}

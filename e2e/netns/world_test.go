@@ -55,6 +55,8 @@ type pod struct {
 	device string
 	// probes are the ports that the node's own processes may dial past ztunnel.
 	probes []uint16
+	// dns captures the pod's DNS questions too.
+	dns bool
 	// change adjusts what the mesh is told about the pod.
 	change func(*mesh.Workload)
 }

@@ -277,6 +277,7 @@ func address(t *testing.T, f *os.File) string {
 	return l.Addr().String()
 }
 
+//ambit:feature dialect-foreign-ztunnel
 func TestPortDialect(t *testing.T) {
 	noLeak(t)
 	s, path := agent(t, ServerConfig{})
@@ -300,6 +301,8 @@ func bare(t *testing.T, uid string) Pod {
 
 // A pod of one form never gets to a ztunnel of the other dialect, neither in
 // the snapshot, where one that it served before is kept, nor later.
+//
+//ambit:feature dialect-foreign-ztunnel
 func TestDialectsDoNotMix(t *testing.T) {
 	for _, slots := range []bool{true, false} {
 		t.Run(fmt.Sprintf("slots %v", slots), func(t *testing.T) {
@@ -324,6 +327,8 @@ func TestDialectsDoNotMix(t *testing.T) {
 
 // After each Ack of a ztunnel that makes its own listeners the agent is told,
 // and when it cannot use them the pod is pending: the conversation goes on.
+//
+//ambit:feature dialect-foreign-ztunnel
 func TestListenersOfOthersAreLookedFor(t *testing.T) {
 	noLeak(t)
 	one := bare(t, "one")
@@ -363,6 +368,8 @@ func TestListenersOfOthersAreLookedFor(t *testing.T) {
 
 // Retire reaches those who hold the agent's listeners, in a message that a
 // ztunnel without our extension takes for a Del.
+//
+//ambit:feature dialect-change
 func TestRetire(t *testing.T) {
 	noLeak(t)
 	s, path := agent(t, ServerConfig{})

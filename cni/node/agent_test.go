@@ -212,9 +212,25 @@ func (z *ztunnel) Del(uid string) {
 	z.drop(uid)
 }
 
-func (z *ztunnel) Retire(uid string) { z.Del(uid) }
-func (z *ztunnel) Keep(string)       {}
-func (z *ztunnel) SnapshotDone()     {}
+// Retire leaves connections alone.
+func (z *ztunnel) Retire(uid string) {
+	z.mu.Lock()
+	defer z.mu.Unlock()
+	s := z.pods[uid]
+	if s == nil {
+		return
+	}
+	delete(z.pods, uid)
+	for _, c := range s.conns {
+		if l, ok := c.(net.Listener); ok {
+			l.Close()
+		}
+	}
+	s.pod.Close()
+}
+
+func (z *ztunnel) Keep(string)   {}
+func (z *ztunnel) SnapshotDone() {}
 
 // added is how often a pod was handed over.
 func (z *ztunnel) added() int {

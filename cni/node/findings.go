@@ -35,6 +35,7 @@ const (
 	findingMark      = "forgeable-mark" // proxies are not told by their cgroup
 	findingNoRuntime = "no-runtime"     // running pods cannot be found
 	findingProbes    = "open-probes"    // the kubelet is not told by its cgroup
+	findingForeign   = "other-ztunnel"  // the ztunnel makes its own listeners
 )
 
 const (
@@ -97,6 +98,9 @@ func (a *Agent) find(ctx context.Context) []Finding {
 	}
 	if why := a.kubelet.open(); why != "" {
 		say(findingProbes, "every process of the node can reach the probe ports of captured pods: %s", why)
+	}
+	if a.foreign() {
+		say(findingForeign, "the ztunnel of this node is not Ambit's: pods' DNS queries are not captured, and a process of a pod that runs as ztunnel's user can share the ports on which ztunnel takes what others dial to that pod")
 	}
 	if err := a.askRuntime(ctx); err != nil && ctx.Err() == nil {
 		say(findingNoRuntime, "pods that run already cannot be captured, only those that start: %v", err)

@@ -50,7 +50,7 @@ func TestDebugClientsKeys(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, key := range []string{"Caller", "Namespace", "PodName", "PodUID", "Node", "Version", "Connected", "Types", "TypeURL", "Sent", "Acked", "LastNACK", "LastNACKTime"} {
+	for _, key := range []string{"Caller", "Namespace", "PodName", "PodUID", "Node", "Version", "Cluster", "Connected", "Types", "TypeURL", "Sent", "Acked", "AckedTime", "LastNACK", "LastNACKTime"} {
 		if !strings.Contains(string(b), `"`+key+`":`) {
 			t.Errorf("no %s in %s", key, b)
 		}

@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/duration"
 )
 
 // debugClient is one element of the controller's /debug/clients.
@@ -23,10 +24,12 @@ type debugClient struct {
 	Caller struct{ Namespace, PodName, PodUID, Node string }
 	// Version is what the client says of itself.
 	Version   string
+	Cluster   string
 	Connected time.Time
 	Types     []struct {
 		TypeURL      string
 		Sent, Acked  uint64
+		AckedTime    time.Time
 		LastNACK     string
 		LastNACKTime time.Time
 	}
@@ -43,6 +46,7 @@ type replica struct {
 type proxyState struct {
 	Name       string               `json:"name"`
 	Node       string               `json:"node"`
+	Cluster    string               `json:"cluster,omitempty"`
 	Controller string               `json:"controller,omitempty"`
 	Version    string               `json:"version,omitempty"`
 	Connected  *time.Time           `json:"connected,omitempty"`
@@ -51,11 +55,11 @@ type proxyState struct {
 }
 
 type typeState struct {
-	State  string     `json:"state"` // SYNCED, STALE, NOT SENT, NACK
+	State  string     `json:"state"` // SYNCED, STALE, NOT SENT, ERROR
 	Sent   uint64     `json:"sent"`
 	Acked  uint64     `json:"acked"`
 	Reason string     `json:"reason,omitempty"`
-	At     *time.Time `json:"at,omitempty"`
+	At     *time.Time `json:"at,omitempty"` // of its last answer
 }
 
 // typeNames are istioctl's short names; ours for the type that is ours.
@@ -66,18 +70,20 @@ var typeNames = map[string]string{
 }
 
 func proxyStatusCommand(conn *connection) *cobra.Command {
-	var output string
+	var output, namespace string
 	var timeout time.Duration
+	var verbosity int
 	cmd := &cobra.Command{
-		Use:     "proxy-status",
+		Use:     "proxy-status [POD]",
 		Aliases: []string{"ps"},
 		Short:   "Which configuration each ztunnel has, and which it refused",
 		Long: "Which configuration each ztunnel has, and which it refused: asked of every controller replica through the\n" +
-			"API server (create on pods/portforward in the system namespace).\n\n" +
+			"API server (create on pods/portforward in the system namespace). ISTIOD is the replica.\n\n" +
+			"With -v 1 there is a column for each type, with the time since the last answer:\n" +
 			"SYNCED: it has confirmed all it was sent. STALE: it has not yet. NOT SENT: it asked and got nothing yet.\n" +
-			"NACK: it refused what it was sent last, and why; it goes on with what it had. -: it did not ask.",
-		Args: cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
+			"ERROR: it refused what it was sent last, and why; it goes on with what it had. -: it did not ask.",
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
 			c, ctx, cancel, err := conn.begin(cmd.Context(), output, timeout)
 			if err != nil {
 				return err
@@ -92,16 +98,38 @@ func proxyStatusCommand(conn *connection) *cobra.Command {
 				return err
 			}
 			states, failed := mergeReplicas(replicas, ztunnels)
+			if len(args) > 0 {
+				if states, err = onlyPod(states, args[0], namespace, c.system); err != nil {
+					return errors.Join(err, failed)
+				}
+			}
 			// What is known is printed even when a replica did not answer.
-			if err := printProxyStates(cmd.OutOrStdout(), output, states); err != nil {
+			if err := printProxyStates(cmd.OutOrStdout(), output, states, verbosity > 0, time.Now()); err != nil {
 				return err
 			}
 			return failed
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "table", "table, json or yaml")
+	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "namespace of POD (default: the system namespace)")
+	cmd.Flags().IntVarP(&verbosity, "verbosity", "v", 0, "1: a column for each type of configuration")
 	cmd.Flags().DurationVar(&timeout, "timeout", 30*time.Second, "how long to ask")
 	return cmd
+}
+
+// onlyPod leaves one data plane.
+func onlyPod(states []proxyState, arg, namespace, system string) ([]proxyState, error) {
+	pod, err := podArgument(arg, namespace)
+	if err != nil {
+		return nil, err
+	}
+	name := pod.name + "." + cmp.Or(pod.namespace, system)
+	for _, s := range states {
+		if s.Name == name {
+			return []proxyState{s}, nil
+		}
+	}
+	return nil, fmt.Errorf("%s is no data plane of this mesh: ambit proxy-status lists them", name)
 }
 
 // replicas asks every controller that runs: a data plane is connected to one.
@@ -183,12 +211,15 @@ func mergeReplicas(replicas []replica, ztunnels []corev1.Pod) ([]proxyState, err
 }
 
 func stateOf(name, controller string, c debugClient) proxyState {
-	s := proxyState{Name: name, Node: c.Caller.Node, Controller: controller, Version: c.Version, Connected: &c.Connected, Types: map[string]typeState{}}
+	s := proxyState{Name: name, Node: c.Caller.Node, Controller: controller, Version: c.Version, Cluster: c.Cluster, Connected: &c.Connected, Types: map[string]typeState{}}
 	for _, t := range c.Types {
 		v := typeState{Sent: t.Sent, Acked: t.Acked}
+		if !t.AckedTime.IsZero() {
+			v.At = &t.AckedTime
+		}
 		switch {
 		case t.LastNACK != "":
-			v.State, v.Reason, v.At = "NACK", t.LastNACK, &t.LastNACKTime
+			v.State, v.Reason, v.At = "ERROR", t.LastNACK, &t.LastNACKTime
 		case t.Sent == 0:
 			v.State = "NOT SENT"
 		case t.Acked < t.Sent:
@@ -201,7 +232,7 @@ func stateOf(name, controller string, c debugClient) proxyState {
 	return s
 }
 
-func printProxyStates(w io.Writer, output string, states []proxyState) error {
+func printProxyStates(w io.Writer, output string, states []proxyState, detailed bool, now time.Time) error {
 	if output != "table" {
 		return encode(w, output, states)
 	}
@@ -214,27 +245,53 @@ func printProxyStates(w io.Writer, output string, states []proxyState) error {
 		}
 	}
 	slices.Sort(types[2:])
+	titles := "NAME\tCLUSTER\tISTIOD\tVERSION\tSUBSCRIBED TYPES"
+	if detailed {
+		titles = "NAME\tCLUSTER\t" + strings.Join(types, "\t") + "\tISTIOD\tVERSION"
+	}
 	var rows [][]string
 	var problems []string
 	for _, s := range states {
-		r := []string{s.Name, s.Node}
+		r := []string{s.Name, cmp.Or(s.Cluster, "-")}
 		for _, t := range types {
 			v := s.Types[t]
-			r = append(r, cmp.Or(v.State, "-"))
+			if detailed {
+				r = append(r, v.cell(now))
+			}
 			if v.Reason != "" {
 				problems = append(problems, fmt.Sprintf("%s refused %s at %s: %s", s.Name, t, v.At.UTC().Format(time.RFC3339), plain(v.Reason)))
+			} else if v.State == "STALE" && v.At != nil && now.Sub(*v.At) > staleFor {
+				problems = append(problems, fmt.Sprintf("%s has not confirmed %s for %s", s.Name, t, now.Sub(*v.At).Round(time.Second)))
 			}
 		}
 		if s.Problem != "" {
 			problems = append(problems, s.Name+": "+s.Problem)
 		}
-		rows = append(rows, append(r, cmp.Or(s.Controller, "-"), cmp.Or(s.Version, "-"), subscribed(s)))
+		r = append(r, cmp.Or(s.Controller, "-"), cmp.Or(s.Version, "-"))
+		if !detailed {
+			r = append(r, subscribed(s))
+		}
+		rows = append(rows, r)
 	}
-	if err := table(w, "NAME\tNODE\t"+strings.Join(types, "\t")+"\tCONTROLLER\tVERSION\tSUBSCRIBED TYPES", rows); err != nil {
+	if err := table(w, titles, rows); err != nil {
 		return err
 	}
 	printList(w, "Problems", problems)
 	return nil
+}
+
+// staleFor is how long a data plane may take to confirm before it is a problem.
+const staleFor = time.Minute
+
+// cell is the state with the time since its last answer, in the CLI's usual form.
+func (v typeState) cell(now time.Time) string {
+	switch {
+	case v.State == "":
+		return "-"
+	case v.At == nil:
+		return v.State
+	}
+	return v.State + " (" + duration.HumanDuration(now.Sub(*v.At)) + ")"
 }
 
 // subscribed is as istioctl writes it: 2 (WADS,WDS).

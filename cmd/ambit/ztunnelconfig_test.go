@@ -40,6 +40,9 @@ func cells(s string) string {
 	return strings.Join(out, "\n")
 }
 
+// TestDumpTables: the columns and words are istioctl's.
+//
+//ambit:feature cli-ztunnel-config
 func TestDumpTables(t *testing.T) {
 	front := podName{"shop", "front-1"}
 	for _, tt := range []struct {
@@ -129,6 +132,7 @@ func runAmbit(t testing.TB, args ...string) (code int, stdout, stderr string) {
 	return code, out.String(), errs.String()
 }
 
+//ambit:feature cli-ztunnel-config
 func TestDumpAsJSON(t *testing.T) {
 	code, out, errs := runAmbit(t, "ztunnel-config", "workload", "--file", savedDump, "--workload", "cart-2", "-o", "json")
 	var list []map[string]any
@@ -152,6 +156,7 @@ func TestDumpAsJSON(t *testing.T) {
 	}
 }
 
+//ambit:feature cli-usage
 func TestDumpUsage(t *testing.T) {
 	for _, tt := range []struct {
 		args []string
@@ -271,6 +276,7 @@ func TestPickZtunnel(t *testing.T) {
 	}
 }
 
+//ambit:feature cli-log-levels
 func TestLoggingPath(t *testing.T) {
 	for _, tt := range []struct {
 		level string

@@ -13,6 +13,7 @@ import (
 	discovery "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
@@ -25,6 +26,7 @@ type ClientStatus struct {
 	Caller    Caller
 	NodeID    string // what the client calls itself; only for display
 	Version   string // what the client says it is; only for display
+	Cluster   string // where the client says it is; only for display
 	Connected time.Time
 	Types     []TypeStatus
 	Roots     string // hash of the roots it has said to have; "" for none
@@ -34,6 +36,7 @@ type ClientStatus struct {
 type TypeStatus struct {
 	TypeURL      string
 	Sent, Acked  uint64 // snapshot versions; equal when the client is current
+	AckedTime    time.Time
 	LastNACK     string // empty when the last answer was an ACK
 	LastNACKTime time.Time
 }
@@ -318,7 +321,7 @@ func (c *client) answered(url string, o owed, r *discovery.DeltaDiscoveryRequest
 		if reason != "" {
 			t.LastNACKTime = time.Now()
 		} else {
-			t.Acked = max(t.Acked, o.version)
+			t.Acked, t.AckedTime = max(t.Acked, o.version), time.Now()
 		}
 	}
 }
@@ -439,7 +442,17 @@ func (c *client) reply(u update, version uint64) (nonce string, err error) {
 func (c *client) status() ClientStatus {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Version: c.version, Connected: c.since, Types: append([]TypeStatus(nil), c.types...), Roots: c.roots}
+	return ClientStatus{Caller: c.caller, NodeID: c.nodeID, Version: c.version, Cluster: clusterOf(c.stream.Context()), Connected: c.since, Types: append([]TypeStatus(nil), c.types...), Roots: c.roots}
+}
+
+// clusterOf is the cluster that a client says it is in, with the metadata of its
+// stream. It is only displayed, and not if it cannot be the name of one.
+func clusterOf(ctx context.Context) string {
+	md, _ := metadata.FromIncomingContext(ctx)
+	if v := md.Get("clusterid"); len(v) > 0 && len(v[0]) <= 253 {
+		return v[0]
+	}
+	return ""
 }
 
 func peerOf(ctx context.Context) string {

@@ -21,6 +21,6 @@ func TestClientsSayTheirVersion(t *testing.T) {
 	}
 	eventually(t, "the version is known", func() bool {
 		c := l.server.Clients()
-		return len(c) == 1 && c[0].Version == "1.2.3" && c[0].NodeID == "ztunnel~1.1.1.1~z.ns"
+		return len(c) == 1 && c[0].Version == "1.2.3" && c[0].NodeID == "ztunnel~1.1.1.1~z.ns" && c[0].Cluster == "c1"
 	})
 }

@@ -103,6 +103,7 @@ func (l *lab) dial(token string) *raw {
 		l.t.Fatal(err)
 	}
 	l.t.Cleanup(func() { cancel(); conn.Close() })
+	ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", "c1")
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
 	}

@@ -51,8 +51,8 @@ func cliAsks(t *testing.T, l *ambitlab.Lab) {
 		{"ztunnel-config service --node node2 --service-namespace " + s.Name, s.Name + ` +server +`},
 		{"ztunnel-config certificate client." + s.Name, `spiffe://cluster.local/ns/` + s.Name + `/sa/\S+ +Leaf +Available +true`},
 		{"ztunnel-config log --node node1", `info`},
-		{"proxy-status", `ztunnel-\S+ +node1 +SYNCED +SYNCED`},
-		{"proxy-status", `ztunnel-\S+ +node2 +SYNCED +SYNCED`},
+		{"proxy-status", `(?s)NAME +CLUSTER +ISTIOD +VERSION +SUBSCRIBED TYPES\n(ztunnel-\S+ +Kubernetes +ambit-controller-\S+ +\S+ +2 \(WADS,WDS\)\n){2}$`},
+		{"proxy-status -v 1", `(?s)NAME +CLUSTER +WDS +WADS +ISTIOD +VERSION\n(ztunnel-\S+ +Kubernetes +SYNCED \(\S+\) +SYNCED \(\S+\) +ambit-controller-\S+ +\S+\n){2}$`},
 	} {
 		ambitlab.Until(t, "ambit "+c.args+" to show "+c.want, func() (string, bool) {
 			out, code := l.Ambit(t, strings.Fields(c.args)...)

@@ -16,6 +16,7 @@ import (
 	"github.com/ambitmesh/ambit/ztunnel/dns"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/ambitmesh/ambit/ztunnel/older"
+	"github.com/ambitmesh/ambit/ztunnel/outbound"
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -50,6 +51,8 @@ type Config struct {
 	Demand       live.Demand // asks for what Store may lack; nil: it lacks nothing
 	KeepAlive    live.KeepAlive
 	DNS          dns.Settings
+	Own          Own
+	Inbound      InboundSettings
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
 	Levels       *live.Levels
@@ -65,6 +68,7 @@ type Node struct {
 	older     *older.Watch
 	metrics   nodeMetrics
 	dns       *dns.Metrics
+	names     *outbound.Names // shared by all pods
 	ready     *readiness
 	ops       chan func(*podSet)
 	quit      chan struct{}
@@ -82,6 +86,7 @@ func New(cfg Config) *Node {
 		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),
 		dns:       dns.NewMetrics(cfg.Registry),
+		names:     outbound.NewNames(),
 		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "dns proxy", "workload proxy manager"),
 		ops:       make(chan func(*podSet)),
 		quit:      make(chan struct{}),
@@ -120,6 +125,7 @@ func (n *Node) Run(ctx context.Context) error {
 	start("older connections", n.older.Run)
 	start("certificates", n.prefetch)
 	start("node agent", n.agent)
+	start("own inbound", n.serveOwn)
 	n.ready.done("proxy")
 	n.ready.done("dns proxy")
 

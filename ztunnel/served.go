@@ -60,13 +60,14 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	out := outbound.New(outbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Pool: n.pool, Life: life, Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
-		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive,
+		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive, Names: n.names,
 	})
 	in := inbound.New(inbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
 		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive,
-		HandshakeRate: n.cfg.Quotas.HandshakeRate,
+		HandshakeRate: n.cfg.Quotas.HandshakeRate, NoLoopback: n.cfg.Inbound.NoLoopback, NoBaggage: n.cfg.Inbound.NoBaggage,
+		OwnSource: n.cfg.Inbound.OwnSource,
 	})
 	var wg sync.WaitGroup
 	accept := func(what string, f func() error) {

@@ -37,6 +37,7 @@ func TestWhoMayHaveWhichIdentity(t *testing.T) {
 		text   string
 	}{
 		{"own", Caller{Namespace: "shop", ServiceAccount: "web"}, "", "spiffe://cluster.local/ns/shop/sa/web", codes.OK, ""},
+		{"its own, by name", ztunnel, "spiffe://cluster.local/ns/ambit-system/sa/ztunnel", "spiffe://cluster.local/ns/ambit-system/sa/ztunnel", codes.OK, ""},
 		{"pod on the node", ztunnel, web.String(), web.String(), codes.OK, ""},
 		{"no such pod on the node", ztunnel, "spiffe://cluster.local/ns/shop/sa/db", "", codes.Unauthenticated, "no enrolled pod of spiffe://cluster.local/ns/shop/sa/db on node node-1"},
 		{"another node", but(func(c *Caller) { c.Node = "node-2" }), web.String(), "", codes.Unauthenticated, "on node node-2"},

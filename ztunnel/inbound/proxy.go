@@ -144,7 +144,11 @@ func (p *Proxy) plain(ctx context.Context, c *net.TCPConn) {
 		fail(err)
 		return
 	}
-	app, local, err := p.dial(ctx, src, dst)
+	from := src
+	if p.cfg.OwnSource {
+		from = dst
+	}
+	app, local, err := p.dial(ctx, from, dst)
 	if err != nil {
 		fail(err)
 		return

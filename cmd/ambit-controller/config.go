@@ -28,6 +28,7 @@ type config struct {
 	excluded       list
 	nodeAccounts   list
 	istioNames     bool
+	netPolicies    bool
 	address        string
 	plaintext      string
 	monitoring     string
@@ -83,6 +84,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	fs.Var(&c.excluded, "exclude-namespaces", "namespaces that are never enrolled [$EXCLUDE_NAMESPACES]")
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
 	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
+	fs.BoolVar(&c.netPolicies, "network-policies", true, "hold what comes through tunnels to the NetworkPolicies of its pod, by its own port and source; false: whoever may reach port 15008 may reach every port, as far as NetworkPolicies go")
 	fs.DurationVar(&c.selfSignedLife, "self-signed-ca-lifetime", 10*365*24*time.Hour, "lifetime of a root certificate made at first start")
 	fs.DurationVar(&c.certificateTTL, "max-workload-cert-ttl", ca.MaxTTL, "longest life of a workload's certificate; who asks for more, up to 24h, gets this")
 	fs.DurationVar(&c.rotationWait, "ca-rotation-timeout", 10*time.Minute, "how long a change of the CA's root waits for nodes that lack the new root, before it waits for an operator instead")

@@ -147,7 +147,7 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 		Gateway: c.gateway,
 		Translate: translate.Config{
 			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
-			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network,
+			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,
 		},
 		Enrolment:  enrolment,
 		Namespace:  c.cfg.namespace,

@@ -57,6 +57,7 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 		case kindServiceEntry, kindWorkloadEntry:
 		case kindGateway, kindGatewayClass:
 		case kindNetworkPolicy:
+			t.expandNetworkPolicy(&a, k)
 		case kindMeshConfig:
 		}
 	}

@@ -37,6 +37,7 @@ type translator struct {
 	// <namespace>/<name>.
 	sliceUIDs    map[string][]string
 	sliceService map[string]string
+	networks     networks
 }
 
 // policyVerdict is what the status of an AuthorizationPolicy should say.
@@ -58,6 +59,7 @@ func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict
 		naming:       make(map[string]names),
 		sliceUIDs:    make(map[string][]string),
 		sliceService: make(map[string]string),
+		networks:     newNetworks(),
 	}
 }
 
@@ -89,6 +91,7 @@ func (t *translator) batch(changed map[key]struct{}) {
 	snap := t.store.Load()
 	var d mesh.Delta
 	t.translatePods(v, snap, a.pods, &d)
+	t.translateNetworkPolicies(v, snap, changed, &d)
 	t.translateSlices(v, snap, a.slices, &d)
 	t.translateServices(v, snap, a.services, &d)
 	t.translatePolicies(v, snap, a.policies, &d)

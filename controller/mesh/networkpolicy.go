@@ -21,6 +21,12 @@ func NetworkPolicyName(names []string, variant string) string {
 // FromNetworkPolicies reports whether p was made from NetworkPolicies.
 func FromNetworkPolicies(p *Policy) bool { return strings.HasPrefix(p.Name, networkPolicyPrefix) }
 
+// IsNetworkPolicyKey reports whether key is that of such a policy.
+func IsNetworkPolicyKey(key string) bool {
+	_, name, _ := strings.Cut(key, "/")
+	return strings.HasPrefix(name, networkPolicyPrefix)
+}
+
 // NetworkPolicies are the NetworkPolicies, <namespace>/<name>, that the policy
 // of that key was made from; none for any other policy.
 func NetworkPolicies(key string) []string {

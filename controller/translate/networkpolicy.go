@@ -162,11 +162,11 @@ func (c Config) peer(p *netv1.NetworkPolicyPeer, namespace string, objs Objects,
 		return
 	}
 	peers := PodPeersOf(p, namespace)
-	if peers.whole() {
+	if peers.Whole() {
 		// Of whole namespaces the verified identity tells, which no pod that
 		// comes or goes changes.
 		for _, ns := range objs.NamespacesOf(peers) {
-			for _, domain := range c.trustDomains() {
+			for _, domain := range c.TrustDomains() {
 				m.NotPrincipals = append(m.NotPrincipals, mesh.StringMatch{Kind: mesh.Prefix, Value: domain + "/ns/" + ns + "/sa/"})
 			}
 		}

@@ -68,16 +68,17 @@ func (p *PodPeers) Key() string {
 // ByNamespace reports whether labels of namespaces decide.
 func (p *PodPeers) ByNamespace() bool { return p.namespaces != nil }
 
-// In reports whether pods of that namespace may be meant.
-func (p *PodPeers) In(namespace string, labels map[string]string) bool {
+// In reports whether pods of the namespace of that name may be meant; ns is its
+// object, nil if it is not known.
+func (p *PodPeers) In(namespace string, ns *corev1.Namespace) bool {
 	if p.namespaces != nil {
-		return p.namespaces.matches(labels)
+		return ns != nil && p.namespaces.matches(ns.Labels)
 	}
 	return namespace == p.Namespace
 }
 
-// whole reports whether every pod of a namespace is meant.
-func (p *PodPeers) whole() bool { return p.pods.Empty() }
+// Whole reports whether every pod of a namespace is meant.
+func (p *PodPeers) Whole() bool { return p.pods.Empty() }
 
 // Addresses are those of pod if it is meant; its namespace is one of In's. What
 // is on its node's network has no address of its own, and a network plugin
@@ -93,18 +94,11 @@ func (p *PodPeers) Addresses(pod *corev1.Pod) []netip.Addr {
 	return addrs
 }
 
-func namespaceLabels(ns *corev1.Namespace) map[string]string {
-	if ns == nil {
-		return nil
-	}
-	return ns.Labels
-}
-
 // PeerAddresses implements Objects.
 func (s *Set) PeerAddresses(peers PodPeers) []netip.Addr {
 	var out []netip.Addr
 	for _, pod := range s.PodList {
-		if peers.In(pod.Namespace, namespaceLabels(s.Namespace(pod.Namespace))) {
+		if peers.In(pod.Namespace, s.Namespace(pod.Namespace)) {
 			out = append(out, peers.Addresses(pod)...)
 		}
 	}
@@ -118,7 +112,7 @@ func (s *Set) NamespacesOf(peers PodPeers) []string {
 	}
 	var out []string
 	for _, ns := range s.NamespaceList {
-		if peers.In(ns.Name, ns.Labels) {
+		if peers.In(ns.Name, ns) {
 			out = append(out, ns.Name)
 		}
 	}

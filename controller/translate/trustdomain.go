@@ -2,8 +2,8 @@ package translate
 
 import "slices"
 
-// trustDomains are the mesh's own and its aliases, each once.
-func (c Config) trustDomains() []string {
+// TrustDomains are the mesh's own and its aliases, each once.
+func (c Config) TrustDomains() []string {
 	out := []string{c.TrustDomain}
 	for _, a := range c.Mesh.TrustDomainAliases {
 		if !slices.Contains(out, a) {

@@ -5,6 +5,7 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/client-go/tools/cache"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/controller/translate"
@@ -18,12 +19,21 @@ func (n names) add(namespace, name string) { n[namespace+"/"+name] = struct{}{} 
 // affected are the objects one batch translates again.
 type affected struct {
 	pods, slices, services, policies, peers names
+	entries, external                       names // WorkloadEntries, ServiceEntries
+	expanded                                names // of external, with what they select
+}
+
+func newAffected() affected {
+	return affected{
+		pods: names{}, slices: names{}, services: names{}, policies: names{}, peers: names{},
+		entries: names{}, external: names{}, expanded: names{},
+	}
 }
 
 // expand finds what the changed objects touch: what they match now, and what
 // named their translation before.
 func (t *translator) expand(v *view, changed map[key]struct{}) affected {
-	a := affected{names{}, names{}, names{}, names{}, names{}}
+	a := newAffected()
 	network := ""
 	if ns := v.Namespace(t.cfg.Translate.RootNamespace); ns != nil {
 		network = ns.Labels[translate.NetworkLabel]
@@ -41,23 +51,26 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 	for k := range changed {
 		switch k.kind {
 		case kindPod:
-			a.pods.add(k.namespace, k.name)
+			t.expandPod(v, &a, k)
 		case kindNode:
 			addAll[*corev1.Pod](a.pods, t.caches.pods, byNode, k.name)
 		case kindNamespace: // its annotation is a default for its services
 			addAll[*corev1.Service](a.services, t.caches.services, cache.NamespaceIndex, k.name)
+			t.expandNamespaceExternal(v, &a, k.name)
 		case kindService:
 			t.expandService(v, &a, k)
 		case kindSlice:
 			t.expandSlice(v, &a, k)
 		case kindPolicy:
-			t.expandPolicy(&a, k)
+			t.expandPolicy(v, &a, k)
 		case kindPeer:
-			t.expandPeer(&a, k)
-		case kindServiceEntry, kindWorkloadEntry:
+			t.expandPeer(v, &a, k)
+		case kindServiceEntry:
+			t.expandServiceEntry(v, &a, k.namespace+"/"+k.name)
+		case kindWorkloadEntry:
+			a.entries.add(k.namespace, k.name)
 		case kindGateway, kindGatewayClass:
 		case kindNetworkPolicy:
-			t.expandNetworkPolicy(&a, k)
 		case kindMeshConfig:
 		}
 	}
@@ -66,6 +79,7 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 
 func (t *translator) expandService(v *view, a *affected, k key) {
 	a.services.add(k.namespace, k.name)
+	t.expandServiceExternal(v, a, k)
 	t.addNaming(a.pods, t.cfg.Translate.ServiceKey(k.namespace, k.name))
 	for _, slice := range list[*discoveryv1.EndpointSlice](t.caches.slices, byService, k.namespace+"/"+k.name) {
 		a.slices.add(slice.Namespace, slice.Name)
@@ -102,13 +116,15 @@ func (t *translator) expandSlice(v *view, a *affected, k key) {
 	}
 }
 
-func (t *translator) expandPolicy(a *affected, k key) {
+func (t *translator) expandPolicy(v *view, a *affected, k key) {
 	a.policies.add(k.namespace, k.name)
 	t.addNaming(a.pods, k.namespace+"/"+k.name)
 	ap := get[*securityv1.AuthorizationPolicy](t.caches.policies, k.namespace+"/"+k.name)
 	if ap == nil || ap.Spec.GetSelector() == nil {
+		t.expandPolicyExternal(v, a, k, nil)
 		return
 	}
+	t.expandPolicyExternal(v, a, k, func(labels map[string]string) bool { return translate.Picks(ap.Spec.GetSelector(), labels) })
 	for _, pod := range t.podsUnder(k.namespace) {
 		if translate.Picks(ap.Spec.GetSelector(), pod.Labels) {
 			a.pods.add(pod.Namespace, pod.Name)
@@ -118,7 +134,8 @@ func (t *translator) expandPolicy(a *affected, k key) {
 
 // expandPeer: what a PeerAuthentication means to a pod depends on those around
 // it, so everything it could reach is looked at again.
-func (t *translator) expandPeer(a *affected, k key) {
+func (t *translator) expandPeer(v *view, a *affected, k key) {
+	t.expandPolicyExternal(v, a, k, func(map[string]string) bool { return true })
 	a.peers.add(k.namespace, k.name)
 	if k.namespace == t.cfg.Translate.RootNamespace {
 		addEvery[*securityv1.PeerAuthentication](a.peers, t.caches.peers)
@@ -147,6 +164,8 @@ func (t *translator) everything(a *affected) {
 	addEvery[*corev1.Pod](a.pods, t.caches.pods)
 	addEvery[*discoveryv1.EndpointSlice](a.slices, t.caches.slices)
 	addEvery[*corev1.Service](a.services, t.caches.services)
+	addEvery[*networkingv1.WorkloadEntry](a.entries, t.caches.workloadEntries)
+	addEvery[*networkingv1.ServiceEntry](a.external, t.caches.serviceEntries)
 	addEvery[*securityv1.AuthorizationPolicy](a.policies, t.caches.policies)
 	addEvery[*securityv1.PeerAuthentication](a.peers, t.caches.peers)
 }

@@ -90,6 +90,9 @@ func newCaches(c *Config) (*caches, error) {
 	if err := cs.slices.AddIndexers(cache.Indexers{byService: sliceServiceKey, byPod: slicePods}); err != nil {
 		return nil, fmt.Errorf("index endpoint slices: %w", err)
 	}
+	if err := cs.addExternalIndices(); err != nil {
+		return nil, fmt.Errorf("index entries: %w", err)
+	}
 	if err := cs.services.AddIndexers(cache.Indexers{byNetwork: networkService}); err != nil {
 		return nil, fmt.Errorf("index services: %w", err)
 	}

@@ -37,7 +37,7 @@ type translator struct {
 	// <namespace>/<name>.
 	sliceUIDs    map[string][]string
 	sliceService map[string]string
-	networks     networks
+	external     external
 }
 
 // policyVerdict is what the status of an AuthorizationPolicy should say.
@@ -59,7 +59,7 @@ func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict
 		naming:       make(map[string]names),
 		sliceUIDs:    make(map[string][]string),
 		sliceService: make(map[string]string),
-		networks:     newNetworks(),
+		external:     newExternal(),
 	}
 }
 
@@ -91,9 +91,9 @@ func (t *translator) batch(changed map[key]struct{}) {
 	snap := t.store.Load()
 	var d mesh.Delta
 	t.translatePods(v, snap, a.pods, &d)
-	t.translateNetworkPolicies(v, snap, changed, &d)
 	t.translateSlices(v, snap, a.slices, &d)
-	t.translateServices(v, snap, a.services, &d)
+	t.translateEntries(v, snap, a.entries, &d)
+	t.translateServices(v, snap, a.services, a.external, &d)
 	t.translatePolicies(v, snap, a.policies, &d)
 	t.translatePeers(v, snap, a.peers, &d)
 	t.metrics.observe(len(changed), time.Since(start), len(t.problems))
@@ -207,17 +207,7 @@ func (t *translator) translatePods(v *view, snap *mesh.Snapshot, pods names, d *
 
 // renaming keeps naming true when pod's workload changes from old to now.
 func (t *translator) renaming(pod string, old, now *mesh.Workload) {
-	for _, k := range mentions(old) {
-		if delete(t.naming[k], pod); len(t.naming[k]) == 0 {
-			delete(t.naming, k)
-		}
-	}
-	for _, k := range mentions(now) {
-		if t.naming[k] == nil {
-			t.naming[k] = names{}
-		}
-		t.naming[k][pod] = struct{}{}
-	}
+	rename(t.naming, pod, mentions(old), mentions(now))
 }
 
 // mentions are the keys of the services and policies w names. The two kinds
@@ -262,26 +252,6 @@ func (t *translator) translateSlices(v *view, snap *mesh.Snapshot, all names, d 
 			t.sliceUIDs[name] = uids
 		} else {
 			delete(t.sliceUIDs, name)
-		}
-	}
-}
-
-func (t *translator) translateServices(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
-	for name := range all {
-		namespace, short, _ := strings.Cut(name, "/")
-		var s *mesh.Service
-		var err error
-		if svc := v.Service(namespace, short); svc != nil {
-			s, err = t.cfg.Translate.Service(svc, v)
-		}
-		t.report(key{kindService, namespace, short}, err)
-		k := t.cfg.Translate.ServiceKey(namespace, short)
-		switch old := snap.Service(k); {
-		case reflect.DeepEqual(old, s):
-		case s == nil:
-			d.RemovedServices = append(d.RemovedServices, k)
-		default:
-			d.Services = append(d.Services, s)
 		}
 	}
 }

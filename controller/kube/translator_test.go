@@ -203,7 +203,7 @@ func mutate(tr *translator, rnd *rand.Rand) {
 	mode := func() *v1beta1.PeerAuthentication_MutualTLS {
 		return &v1beta1.PeerAuthentication_MutualTLS{Mode: v1beta1.PeerAuthentication_MutualTLS_Mode(rnd.IntN(4))}
 	}
-	k := kind(rnd.IntN(int(kindServiceEntry)))
+	k := kind(rnd.IntN(int(kindGateway)))
 	var o metav1.Object
 	switch k {
 	case kindNamespace:
@@ -211,7 +211,8 @@ func mutate(tr *translator, rnd *rand.Rand) {
 			Labels:      map[string]string{"topology.istio.io/network": pick("", "", "n1")},
 			Annotations: map[string]string{"networking.istio.io/traffic-distribution": pick("", "PreferClose")}}}
 	case kindNode:
-		o = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pick("n1", "n2"), Labels: map[string]string{corev1.LabelTopologyZone: pick("z1", "z2")}}}
+		o = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pick("n1", "n2"), Labels: map[string]string{corev1.LabelTopologyZone: pick("z1", "z2")}},
+			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionStatus(pick("True", "True", "Unknown"))}}}}
 	case kindPod:
 		o = &corev1.Pod{ObjectMeta: meta(pick("p1", "p2", "p3", "p4")),
 			Spec: corev1.PodSpec{NodeName: pick("n1", "n2"), Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "main", ContainerPort: int32(1 + rnd.IntN(3))}}}}},
@@ -241,6 +242,12 @@ func mutate(tr *translator, rnd *rand.Rand) {
 	case kindPeer:
 		o = &securityv1.PeerAuthentication{ObjectMeta: meta(pick("q1", "q2")), Spec: v1beta1.PeerAuthentication{
 			Selector: selector(), Mtls: mode(), PortLevelMtls: map[uint32]*v1beta1.PeerAuthentication_MutualTLS{uint32(1 + rnd.IntN(2)): mode()}}}
+	}
+	switch k {
+	case kindServiceEntry:
+		o = randomServiceEntry(rnd, meta(pick("x1", "x2", "x3")))
+	case kindWorkloadEntry:
+		o = randomWorkloadEntry(rnd, meta(pick("w1", "w2", "w3")))
 	}
 	if rnd.IntN(4) == 0 {
 		tr.del(k, o)

@@ -28,6 +28,7 @@ type view struct {
 	workloadEntries map[string][]*networkingv1.WorkloadEntry
 	networkPolicies map[string][]*netv1.NetworkPolicy
 	gateways        map[string][]*gatewayv1.Gateway
+	external        externalView
 }
 
 var _ translate.Objects = (*view)(nil)
@@ -51,6 +52,7 @@ func newView(cs *caches, good *lastGood) *view {
 		workloadEntries: make(map[string][]*networkingv1.WorkloadEntry),
 		networkPolicies: make(map[string][]*netv1.NetworkPolicy),
 		gateways:        make(map[string][]*gatewayv1.Gateway),
+		external:        newExternalView(),
 	}
 }
 

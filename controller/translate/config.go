@@ -51,6 +51,7 @@ type Objects interface {
 	SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice
 	AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy
 	PeerAuthentications(namespace string) []*securityv1.PeerAuthentication
+	externalObjects
 	// Of the lists below the namespace "" means all namespaces.
 	ServiceEntries(namespace string) []*networkingv1.ServiceEntry
 	WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry

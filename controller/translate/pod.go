@@ -35,8 +35,11 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 		return nil, nil
 	}
 	addrs, err := podAddresses(pod)
-	if err != nil || len(addrs) == 0 {
+	if err != nil {
 		return nil, err
+	}
+	if addrs = held(pod, addrs, objs); len(addrs) == 0 {
+		return nil, nil
 	}
 	name := workloadName(pod)
 	w := &mesh.Workload{
@@ -69,7 +72,11 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 	case strings.Contains(pod.Labels[tunnelLabel], "http"):
 		w.Protocol, w.NativeTunnel = mesh.ProtocolHBONE, true
 	}
-	if node := objs.Node(pod.Spec.NodeName); node != nil {
+	node := objs.Node(pod.Spec.NodeName)
+	if !nodeReady(node) {
+		w.Health = mesh.Unhealthy
+	}
+	if node != nil {
 		w.Locality = mesh.Locality{
 			Region:  node.Labels[corev1.LabelTopologyRegion],
 			Zone:    node.Labels[corev1.LabelTopologyZone],
@@ -80,13 +87,7 @@ func (c Config) Pod(pod *corev1.Pod, objs Objects) (*mesh.Workload, error) {
 }
 
 func podAddresses(pod *corev1.Pod) ([]netip.Addr, error) {
-	texts := make([]string, 0, 2)
-	for _, ip := range pod.Status.PodIPs {
-		texts = append(texts, ip.IP)
-	}
-	if len(texts) == 0 && pod.Status.PodIP != "" {
-		texts = append(texts, pod.Status.PodIP)
-	}
+	texts := addressTexts(pod)
 	addrs := make([]netip.Addr, 0, len(texts))
 	for _, text := range texts {
 		a, err := netip.ParseAddr(text)
@@ -136,6 +137,14 @@ func (c Config) podServices(pod *corev1.Pod, objs Objects) map[string][]mesh.Por
 		key := c.ServiceKey(svc.Namespace, svc.Name)
 		add(svc, mergePorts(m[key], slicePorts(slice, svc)))
 	}
+	c.selectingEntries(subject{pod.Namespace, pod.Labels}, objs, func(r *entryReader, keys []string) {
+		if m == nil {
+			m = make(map[string][]mesh.Port)
+		}
+		for _, key := range keys {
+			m[key] = entryPodPorts(r, pod)
+		}
+	})
 	return m
 }
 

@@ -108,12 +108,17 @@ func loadBalancing(svc *corev1.Service, ns *corev1.Namespace) mesh.LoadBalancing
 	case ns != nil:
 		want = ns.Annotations[trafficDistribution]
 	}
+	lb.Mode, lb.Preference = distribution(want)
+	return lb
+}
+
+// distribution is what a value of trafficDistribution asks for.
+func distribution(want string) (mesh.Mode, []mesh.Scope) {
 	switch strings.ToLower(want) {
 	case "preferclose", "prefersamezone":
-		lb.Mode, lb.Preference = mesh.ModeFailover, []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
+		return mesh.ModeFailover, []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
 	case "prefersamenode":
-		lb.Mode = mesh.ModeFailover
-		lb.Preference = []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone, mesh.ScopeSubzone, mesh.ScopeNode}
+		return mesh.ModeFailover, []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone, mesh.ScopeSubzone, mesh.ScopeNode}
 	}
-	return lb
+	return mesh.ModeUnspecified, nil
 }

@@ -62,6 +62,19 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 			d.Services = append(d.Services, out)
 		}
 	}
+	for _, we := range s.WorkloadEntryList {
+		w, err := c.WorkloadEntry(we, s)
+		errs = append(errs, err)
+		if w != nil {
+			d.Workloads = append(d.Workloads, w)
+		}
+	}
+	for _, se := range s.ServiceEntryList {
+		out, err := c.ServiceEntry(se, s)
+		errs = append(errs, err)
+		d.Workloads = append(d.Workloads, out.Workloads...)
+		d.Services = append(d.Services, out.Services...)
+	}
 	for _, ap := range s.PolicyList {
 		a := c.AuthorizationPolicy(ap)
 		errs = append(errs, a.Err)
@@ -79,28 +92,25 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 			d.Policies = append(d.Policies, p)
 		}
 	}
-	c.gatewaysOf(s, &d)
 	for _, np := range s.NetworkPolicyList {
 		errs = append(errs, c.NetworkPolicyErrors(np))
 	}
-	d.Policies = append(d.Policies, c.networkPolicies(s, d.Workloads)...)
+	d.Policies = append(d.Policies, c.networkPolicies(s)...)
+	c.gatewaysOf(s, &d)
 	return d, errors.Join(errs...)
 }
 
-// networkPolicies are the policies made from NetworkPolicies that workloads
-// name.
-func (c Config) networkPolicies(s *Set, workloads []*mesh.Workload) (out []*mesh.Policy) {
-	wanted := make(map[string]bool)
-	for _, w := range workloads {
-		for _, key := range w.Policies {
-			wanted[key] = true
-		}
-	}
+// networkPolicies are the policies of all groups that a captured pod of s is
+// in.
+func (c Config) networkPolicies(s *Set) (out []*mesh.Policy) {
+	made := make(map[string]bool)
 	for _, pod := range s.PodList {
-		if g, ok := c.NetworkGroup(pod, s); ok && wanted[g.Key()] {
-			delete(wanted, g.Key())
-			out = append(out, c.NetworkPolicy(g, s))
+		g, ok := c.NetworkGroup(pod, s)
+		if !ok || pod.Annotations[RedirectionAnnotation] != RedirectionEnabled || made[g.Key()] {
+			continue
 		}
+		made[g.Key()] = true
+		out = append(out, c.NetworkPolicy(g, s))
 	}
 	return out
 }

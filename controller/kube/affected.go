@@ -71,6 +71,7 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 			a.entries.add(k.namespace, k.name)
 		case kindGateway, kindGatewayClass:
 		case kindNetworkPolicy:
+			t.expandNetworkPolicy(&a, k)
 		case kindMeshConfig:
 		}
 	}

@@ -40,7 +40,8 @@ type config struct {
 	OriginalSource                                    *bool // nil: where it can be done
 	AdminAddr, StatsAddr, ReadyAddr                   string
 	LogFormat, LogLevel                               string
-	PolicyInfo                                        bool // policy decisions at level info
+	Progress                                          time.Duration // 0: no lines
+	PolicyInfo                                        bool          // policy decisions at level info
 	KeepAlive                                         keepAlive
 	HBONE                                             hbone.Config
 	TLS12                                             bool

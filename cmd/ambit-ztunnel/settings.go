@@ -101,6 +101,8 @@ var settings = []setting{
 	{name: "ZTUNNEL_RESOURCE_CPU_LIMIT", value: cpus(func(c *config) *int { return &c.CPULimit }), help: "CPU limit of the container, from `resourceFieldRef`"},
 	{name: "ZTUNNEL_RESOURCE_CPU_REQUEST", value: cpus(func(c *config) *int { return &c.CPURequest }), help: "CPU request of the container"},
 	{name: "ZTUNNEL_CPU_LIMIT", instead: "the machine's", value: number(func(c *config) *int { return &c.CPUs }, 1, 1<<16), help: "CPUs that percentages are of, when there is no limit"},
+	{name: "AMBIT_ACCESS_LOG_PROGRESS", instead: "never", value: length(func(c *config) *time.Duration { return &c.Progress }, 0),
+		help: "how often a connection that stays open gets a line in the access log, `connection open` with what it has carried so far; looked at every 10 s"},
 	{name: "AMBIT_BACKLOG_LIMIT", instead: "a quarter of the memory limit, 256 MiB without one", value: number(func(c *config) *int64 { return &c.BacklogLimit }, 1, 1<<62-1),
 		help: "bytes held for all applications and peers that do not read; above half of it windows shrink, at the whole the largest backlog is reset with `memory_pressure`"},
 	{name: "AMBIT_POD_BACKLOG_LIMIT", instead: "a quarter of `AMBIT_BACKLOG_LIMIT`", value: number(func(c *config) *int64 { return &c.Quotas.Backlog }, 1, 1<<62-1), help: "the same for one pod; its largest backlog is reset with `quota_backlog`"},

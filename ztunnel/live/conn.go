@@ -77,6 +77,7 @@ type Conn struct {
 	cause    *Error      // guarded by mu; set once
 	reported [2]uint64   // guarded by mu; bytes already in the metrics
 
+	said  atomic.Int64 // when the last line about it was written while it was open; 0: never
 	ended atomic.Bool
 }
 
@@ -233,12 +234,7 @@ func (c *Conn) End(err error) {
 	if !c.t.access.Enabled(c.t.ctx, level) {
 		return
 	}
-	if c.reporter == Source { // the log takes the proxied pod's view
-		received, sent = sent, received
-	}
-	attrs := c.who(make([]slog.Attr, 0, 24))
-	attrs = append(attrs, slog.Uint64("bytes_sent", sent), slog.Uint64("bytes_recv", received),
-		slog.Duration("duration", c.t.now().Sub(c.start)))
+	attrs := c.carried(c.who(make([]slog.Attr, 0, 24)), received, sent, c.t.now())
 	attrs = failure(attrs, err, reason, suppressed)
 	c.t.access.LogAttrs(c.t.ctx, level, "connection complete", attrs...)
 }

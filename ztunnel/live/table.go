@@ -23,19 +23,22 @@ type Config struct {
 	// LogBurst and LogRate bound the lines per pod and reason; zero means 20
 	// and 2 per second.
 	LogBurst, LogRate float64
-	Now               func() time.Time // nil: time.Now
+	// Progress is how often a connection that stays open gets a line; 0: never.
+	Progress time.Duration
+	Now      func() time.Time // nil: time.Now
 }
 
 // Table holds the open connections of all pods of the node.
 type Table struct {
 	// immutable
-	ctx     context.Context // for slog only; never ends
-	store   *mesh.Store
-	metrics *Metrics
-	log     *slog.Logger
-	access  *slog.Logger
-	limit   *limiter
-	now     func() time.Time
+	ctx      context.Context // for slog only; never ends
+	store    *mesh.Store
+	metrics  *Metrics
+	log      *slog.Logger
+	access   *slog.Logger
+	limit    *limiter
+	progress time.Duration
+	now      func() time.Time
 
 	pausedSaid seldom
 	strangers  strangers
@@ -58,7 +61,7 @@ func New(cfg Config) *Table {
 	}
 	t := &Table{
 		ctx: context.Background(), store: cfg.Store, metrics: cfg.Metrics,
-		log: cfg.Logger, access: cfg.Logger.With(ScopeKey, "access"), limit: newLimiter(cfg.LogBurst, cfg.LogRate),
+		log: cfg.Logger, access: cfg.Logger.With(ScopeKey, "access"), limit: newLimiter(cfg.LogBurst, cfg.LogRate), progress: cfg.Progress,
 		now: cfg.Now, open: map[*Conn]struct{}{},
 	}
 	if cfg.Registerer != nil {
@@ -135,6 +138,7 @@ func (t *Table) Run(ctx context.Context) error {
 			return nil
 		case <-changed:
 		case <-tick.C:
+			t.report(t.now())
 			for _, l := range t.limit.sweep(t.now()) {
 				t.access.LogAttrs(t.ctx, slog.LevelWarn, "connections failed, lines suppressed",
 					slog.String("pod", l.pod), slog.String("reason", string(l.reason)), slog.Uint64("suppressed", l.suppressed))

@@ -38,6 +38,7 @@ type translator struct {
 	sliceUIDs    map[string][]string
 	sliceService map[string]string
 	external     external
+	networks     networks
 }
 
 // policyVerdict is what the status of an AuthorizationPolicy should say.
@@ -60,6 +61,7 @@ func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict
 		sliceUIDs:    make(map[string][]string),
 		sliceService: make(map[string]string),
 		external:     newExternal(),
+		networks:     newNetworks(),
 	}
 }
 
@@ -91,6 +93,7 @@ func (t *translator) batch(changed map[key]struct{}) {
 	snap := t.store.Load()
 	var d mesh.Delta
 	t.translatePods(v, snap, a.pods, &d)
+	t.translateNetworkPolicies(v, snap, changed, &d)
 	t.translateSlices(v, snap, a.slices, &d)
 	t.translateEntries(v, snap, a.entries, &d)
 	t.translateServices(v, snap, a.services, a.external, &d)

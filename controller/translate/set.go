@@ -95,22 +95,25 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 	for _, np := range s.NetworkPolicyList {
 		errs = append(errs, c.NetworkPolicyErrors(np))
 	}
-	d.Policies = append(d.Policies, c.networkPolicies(s)...)
+	d.Policies = append(d.Policies, c.networkPolicies(s, d.Workloads)...)
 	c.gatewaysOf(s, &d)
 	return d, errors.Join(errs...)
 }
 
-// networkPolicies are the policies of all groups that a captured pod of s is
-// in.
-func (c Config) networkPolicies(s *Set) (out []*mesh.Policy) {
-	made := make(map[string]bool)
-	for _, pod := range s.PodList {
-		g, ok := c.NetworkGroup(pod, s)
-		if !ok || pod.Annotations[RedirectionAnnotation] != RedirectionEnabled || made[g.Key()] {
-			continue
+// networkPolicies are the policies made from NetworkPolicies that workloads
+// name.
+func (c Config) networkPolicies(s *Set, workloads []*mesh.Workload) (out []*mesh.Policy) {
+	wanted := make(map[string]bool)
+	for _, w := range workloads {
+		for _, key := range w.Policies {
+			wanted[key] = true
 		}
-		made[g.Key()] = true
-		out = append(out, c.NetworkPolicy(g, s))
+	}
+	for _, pod := range s.PodList {
+		if g, ok := c.NetworkGroup(pod, s); ok && wanted[g.Key()] {
+			delete(wanted, g.Key())
+			out = append(out, c.NetworkPolicy(g, s))
+		}
 	}
 	return out
 }

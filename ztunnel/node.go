@@ -39,6 +39,7 @@ type Config struct {
 	IPv4Only                        bool
 	Grace                           time.Duration // how long open connections may go on at the end
 	Progress                        time.Duration // how often a long connection is logged; 0: at its end only
+	PolicyInfo                      bool          // decisions of policy are logged at level info, not debug
 
 	Store        *mesh.Store
 	Synced       <-chan struct{} // closed once Store holds the control plane's state
@@ -82,7 +83,7 @@ func New(cfg Config) *Node {
 	metrics := live.NewMetrics(cfg.Registry)
 	n := &Node{
 		cfg:       cfg,
-		table:     live.New(live.Config{Progress: cfg.Progress, Store: cfg.Store, Metrics: metrics, Registerer: cfg.Registry, Logger: cfg.Logger}),
+		table:     live.New(live.Config{Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo, Store: cfg.Store, Metrics: metrics, Registerer: cfg.Registry, Logger: cfg.Logger}),
 		pool:      pool.New(cfg.Pool),
 		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),

@@ -173,7 +173,7 @@ func (p *Proxy) notOurs(port uint16) error {
 // names has not arrived yet.
 func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
 	var v authz.Verdict
-	_, ok := live.Wait(ctx, p.cfg.Store, func(s *mesh.Snapshot) bool {
+	asked, ok := live.Wait(ctx, p.cfg.Store, func(s *mesh.Snapshot) bool {
 		w := check.Workload
 		if cur := s.Workload(w.UID); cur != nil {
 			w = cur
@@ -181,6 +181,7 @@ func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
 		v = authz.Decide(s, w, check.Conn)
 		return !v.Pending
 	})
+	p.cfg.Table.Decided(asked, check)
 	switch {
 	case ok && v.Allow:
 		return nil

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"regexp"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/mesh/authz"
 )
 
 var update = flag.Bool("update", false, "write the golden files")
@@ -140,6 +142,38 @@ func TestAccessLogGolden(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// TestPolicyDecisionLog: what policy says is in the log at level debug, or info if
+// asked for, with what dry-run policies would have said.
+//
+//ambit:feature policy-decision-log
+func TestPolicyDecisionLog(t *testing.T) {
+	dry := &mesh.Policy{Name: "dry", Namespace: "prod", Scope: mesh.ScopeNamespace, Action: mesh.Deny, DryRun: true, Rules: []mesh.Rule{{}}}
+	bl := mesh.NewBuilder(nil)
+	bl.Apply(mesh.Delta{Workloads: []*mesh.Workload{server}, Policies: []*mesh.Policy{dry}})
+	s := bl.Build()
+	check := &Check{Workload: server, Conn: authz.Conn{Peer: client.Identity(), Src: facts().Src, Dst: netip.MustParseAddrPort("10.244.0.42:8080")}}
+	const conn = `src.addr=10.244.0.24:46238 src.identity="spiffe://cluster.local/ns/default/sa/default" dst.addr=10.244.0.42:8080 dst.workload="echo-1" dst.namespace="prod"`
+	for _, tt := range []struct{ levels, want string }{{"info", ""}, {"policy=debug", "debug"}} {
+		b := newBench(t, false, tt.levels)
+		b.table.Decided(s, check)
+		b.table.Decided(nil, check)
+		got := strings.Join(b.lines(), "\n")
+		want := ""
+		if tt.want != "" {
+			want = tt.want + "\tpolicy\tdry-run: deny policy match\tpolicy=\"prod/dry\" " + conn + "\n" + tt.want + "\tpolicy\tno allow policies, allow\t" + conn
+		}
+		if got != want {
+			t.Errorf("%s:\n%s\nwant\n%s", tt.levels, got, want)
+		}
+	}
+	b := newBench(t, true, "info")
+	b.table.policyLevel = slog.LevelInfo
+	b.table.Decided(s, check)
+	if l := b.out.String(); !strings.Contains(l, `"level":"info"`) || !strings.Contains(l, `"scope":"policy","message":"dry-run: deny policy match","policy":"prod/dry","src.addr":"10.244.0.24:46238"`) {
+		t.Error(l)
 	}
 }
 

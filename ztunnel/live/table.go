@@ -25,20 +25,24 @@ type Config struct {
 	LogBurst, LogRate float64
 	// Progress is how often a connection that stays open gets a line; 0: never.
 	Progress time.Duration
-	Now      func() time.Time // nil: time.Now
+	// PolicyInfo logs decisions of policy at level info instead of debug.
+	PolicyInfo bool
+	Now        func() time.Time // nil: time.Now
 }
 
 // Table holds the open connections of all pods of the node.
 type Table struct {
 	// immutable
-	ctx      context.Context // for slog only; never ends
-	store    *mesh.Store
-	metrics  *Metrics
-	log      *slog.Logger
-	access   *slog.Logger
-	limit    *limiter
-	progress time.Duration
-	now      func() time.Time
+	ctx         context.Context // for slog only; never ends
+	store       *mesh.Store
+	metrics     *Metrics
+	log         *slog.Logger
+	access      *slog.Logger
+	policy      *slog.Logger
+	policyLevel slog.Level
+	limit       *limiter
+	progress    time.Duration
+	now         func() time.Time
 
 	pausedSaid seldom
 	strangers  strangers
@@ -63,6 +67,10 @@ func New(cfg Config) *Table {
 		ctx: context.Background(), store: cfg.Store, metrics: cfg.Metrics,
 		log: cfg.Logger, access: cfg.Logger.With(ScopeKey, "access"), limit: newLimiter(cfg.LogBurst, cfg.LogRate), progress: cfg.Progress,
 		now: cfg.Now, open: map[*Conn]struct{}{},
+		policy: cfg.Logger.With(ScopeKey, "policy"), policyLevel: slog.LevelDebug,
+	}
+	if cfg.PolicyInfo {
+		t.policyLevel = slog.LevelInfo
 	}
 	if cfg.Registerer != nil {
 		cfg.Registerer.MustRegister(&openGauge{t})

@@ -117,19 +117,26 @@ func (t *tally) one(p *mesh.Policy, f *facts) {
 		return
 	}
 	if p.Action == mesh.Deny {
-		if f.src == f.dst && mesh.FromNetworkPolicies(p) {
-			return // a pod cannot be kept from itself
-		}
-		if !f.through.IsZero() && p.RequiresWaypoint() {
-			f = f.ofWaypoint()
-		}
-		if f.policy(p) {
+		if f.meets(p) {
 			t.denied = p
 		}
 		return
 	}
 	t.allows = true
-	if t.allowed == nil && f.policy(p) {
+	if t.allowed == nil && f.meets(p) {
 		t.allowed = p
 	}
+}
+
+// meets is whether p is about the connection.
+func (f *facts) meets(p *mesh.Policy) bool {
+	if p.Action == mesh.Deny {
+		if f.src == f.dst && mesh.FromNetworkPolicies(p) {
+			return false // a pod cannot be kept from itself
+		}
+		if !f.through.IsZero() && p.RequiresWaypoint() {
+			f = f.ofWaypoint()
+		}
+	}
+	return f.policy(p)
 }

@@ -18,9 +18,13 @@ import (
 
 // listen runs an application in the pod: every connection gets a goroutine.
 func (p *pod) listen(port uint16, serve func(*net.TCPConn)) {
+	p.node.w.t.Helper()
+	p.serve(p.listener(port), serve)
+}
+
+// serve is listen with a listener that is there already.
+func (p *pod) serve(ln net.Listener, serve func(*net.TCPConn)) {
 	t := p.node.w.t
-	t.Helper()
-	ln := p.listener(port)
 	var wg sync.WaitGroup
 	var mu sync.Mutex
 	open := map[net.Conn]struct{}{}

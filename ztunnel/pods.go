@@ -106,7 +106,7 @@ func (s *podSet) add(p handoff.Pod) error {
 			// The agent says it again when capture was interrupted: connections
 			// made meanwhile are older than it.
 			if !p.FromStart {
-				s.n.older.Add(cur.live, cur.pod.NS)
+				s.n.older.Add(cur.live, cur.sockets())
 			}
 			return nil
 		}

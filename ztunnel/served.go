@@ -87,7 +87,7 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	answers := v.answerer(share)
 	v.serveDNS(ctx, answers, accept)
 	if !p.FromStart {
-		n.older.Add(v.live, p.NS)
+		n.older.Add(v.live, v.sockets())
 	}
 	go func() {
 		wg.Wait()
@@ -96,7 +96,8 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 		n.older.Remove(v.live)
 		n.pool.CloseSource(life)
 		share.Close()
-		if err := p.Close(); err != nil {
+		// A retired pod's listeners are closed already.
+		if err := p.Close(); err != nil && !errors.Is(err, os.ErrClosed) {
 			n.cfg.Logger.Warn("closing the pod's descriptors", "pod", p.String(), "err", err)
 		}
 		close(v.done)

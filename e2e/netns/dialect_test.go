@@ -3,6 +3,7 @@ package netns_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"net/netip"
 	"testing"
 
@@ -42,7 +43,7 @@ func (w *foreignWorld) enrol(pods ...*pod) {
 // NAT redirects to them. Original destinations are conntrack's, sources are
 // kept, tunnels are tunnels, and probes from the agent's address go by.
 //
-//ambit:feature dialect-foreign-agent
+//ambit:feature dialect-foreign-agent dialect-foreign-agent-dns
 func TestUnderForeignAgent(t *testing.T) { each(t, underForeignAgent) }
 
 func underForeignAgent(t *testing.T, f families) {
@@ -81,6 +82,14 @@ func underForeignAgent(t *testing.T, f families) {
 	// The pod to itself is nobody's business.
 	server.mustCurl(t, server.at(8080), "to-itself")
 
+	// Questions go to a resolver that nobody has; the agent redirects them.
+	for _, network := range []string{"udp", "tcp"} {
+		addrs, err := client.resolve(t.Context(), network, netip.AddrPortFrom(f.vip(53)[len(vips)-1], 53), svc.Hostname+".")
+		if err != nil || len(addrs) != len(vips) {
+			t.Errorf("%s over %s: %v, %v", svc.Hostname, network, addrs, err)
+		}
+	}
+
 	// A probe comes from the node under the agent's address and past ztunnel.
 	probe := netip.MustParseAddr(f.used().pick("169.254.7.127", "fd16:9254:7127:1337:ffff:ffff:ffff:ffff"))
 	configure(t, w.b.ns, "lo", link{prefixes: []string{single(probe)}})
@@ -95,6 +104,19 @@ func underForeignAgent(t *testing.T, f families) {
 	if w.b.zt.count(probe.String()) > 0 {
 		t.Error("a probe went through ztunnel")
 	}
+}
+
+// resolve asks a resolver from the pod.
+func (p *pod) resolve(ctx context.Context, network string, server netip.AddrPort, name string) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	r := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		if network == "udp" {
+			return p.ns.DialUDP(server, netns.SocketOptions{})
+		}
+		return p.ns.DialTCP(ctx, netip.AddrPort{}, server, netns.SocketOptions{})
+	}}
+	return r.LookupNetIP(ctx, "ip", name)
 }
 
 // Restarts, kills and a new agent, under Istio's agent.

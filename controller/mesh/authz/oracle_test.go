@@ -78,6 +78,7 @@ const (
 	accountAnyName       = "an account's name is not compared"
 	mappedKept           = "a mapped address is not IPv4"
 	zoneKept             = "an address with a zone is in no network"
+	selfRefused          = "NetworkPolicies keep a pod from itself"
 )
 
 // misreadings are all of them, in a fixed order.
@@ -86,7 +87,7 @@ func misreadings() []misreading {
 	for _, s := range []string{allowUnseen, denyUnseen, allowFirst, dryRunDecides, globalUnseen, globalInItsNamespace, namespaceUnseen,
 		namespaceEverywhere, selectorUnseen, selectorUnlisted, missingSkipped, noRulesMatch, oneRule, noClausesFail, oneClause,
 		noMatchesFail, oneMatch, emptyMatchHolds, oneValue, nobodyPresent, nobodyMatches, nobodyHasNoNamespace, nobodysAccount,
-		schemeCounts, trustDomainIgnored, trustDomainCounts, accountAnywhere, accountAnyName, mappedKept, zoneKept} {
+		schemeCounts, trustDomainIgnored, trustDomainCounts, accountAnywhere, accountAnyName, mappedKept, zoneKept, selfRefused} {
 		out = append(out, misreading{of: s})
 	}
 	for a, forms := range attributes() {
@@ -129,6 +130,9 @@ func (a answer) differs(v Verdict) string {
 			want.Policy = v.Policy
 		}
 		want.Reason = "explicitly denied by: " + want.Policy
+		if ns, np, ok := strings.Cut(want.Policy, "/ambitmesh_networkpolicy_"); ok {
+			want.Reason = "explicitly denied by: networkpolicy " + ns + "/" + np
+		}
 	case noneAllowed:
 		want.Reason = "allow policies exist, but none allowed"
 	case pending:
@@ -160,6 +164,7 @@ func (o *oracle) decide() answer {
 		}
 		matches := o.policy(p)
 		switch {
+		case p.Action == mesh.Deny && o.own(p):
 		case p.Action == mesh.Deny && matches && !o.misreads(denyUnseen):
 			a.deniers = append(a.deniers, p.Namespace+"/"+p.Name)
 		case p.Action == mesh.Allow && !o.misreads(allowUnseen):
@@ -186,6 +191,77 @@ func (o *oracle) decide() answer {
 		a.outcome = noneAllowed
 	}
 	return a
+}
+
+// trace: first the dry-run DENY policies that match, each; then the DENY that
+// refuses, and nothing after it; then the dry-run ALLOW policies that match, or,
+// if there is no ALLOW in force, that none of them does.
+func (o *oracle) trace() (tried []string, last string) {
+	denied, allows, allowed, dryAllows, dryMatches := false, false, false, 0, 0
+	for _, key := range o.concerning() {
+		p := o.byKey(key)
+		if p.Action == mesh.Deny && p.DryRun && o.policy(p) && !o.own(p) {
+			tried = append(tried, "dry-run: deny policy match "+key)
+		}
+		denied = denied || p.Action == mesh.Deny && !p.DryRun && o.policy(p) && !o.own(p)
+	}
+	if denied {
+		return tried, "deny policy match"
+	}
+	for _, key := range o.concerning() {
+		p := o.byKey(key)
+		switch {
+		case p.Action == mesh.Deny:
+		case !p.DryRun:
+			allows = true
+			allowed = allowed || o.policy(p)
+		case o.policy(p):
+			dryMatches++
+			tried = append(tried, "dry-run: allow policy match "+key)
+		default:
+			dryAllows++
+		}
+	}
+	switch {
+	case !allows:
+		if dryMatches == 0 && dryAllows > 0 {
+			tried = append(tried, "dry-run: no allow policies match ")
+		}
+		return tried, "no allow policies, allow"
+	case allowed:
+		return tried, "allow policy match"
+	}
+	return tried, "no allow policies matched"
+}
+
+// concerning are the keys of the policies that apply, as often as they do.
+func (o *oracle) concerning() (keys []string) {
+	for _, p := range o.policies {
+		if p.Scope == mesh.ScopeGlobal || p.Scope == mesh.ScopeNamespace && p.Namespace == o.workload.Namespace {
+			keys = append(keys, p.Namespace+"/"+p.Name)
+		}
+	}
+	for _, key := range o.workload.Policies {
+		if o.byKey(key) != nil {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+func (o *oracle) byKey(key string) *mesh.Policy {
+	for _, p := range o.policies {
+		if p.Namespace+"/"+p.Name == key {
+			return p
+		}
+	}
+	return nil
+}
+
+// own: what NetworkPolicies say is not about a pod's connections to itself.
+func (o *oracle) own(p *mesh.Policy) bool {
+	return strings.HasPrefix(p.Name, "ambitmesh_networkpolicy_") && !o.misreads(selfRefused) &&
+		o.conn.Src.Addr().Unmap().WithZone("") == o.conn.Dst.Addr().Unmap().WithZone("")
 }
 
 // applies: global policies to every workload, those of a namespace to its

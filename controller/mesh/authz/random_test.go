@@ -2,9 +2,11 @@ package authz
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -190,9 +192,12 @@ func (w *world) strict() []mesh.Rule {
 func (w *world) policy(name string) *mesh.Policy {
 	p := &mesh.Policy{Namespace: pick(w, w.namespaces), Name: name, Scope: mesh.PolicyScope(w.IntN(3)),
 		Action: mesh.Action(w.IntN(2)), DryRun: w.oneIn(8)}
-	if w.oneIn(8) {
+	switch {
+	case w.oneIn(8):
 		p.Action, p.Scope, p.Rules = mesh.Deny, mesh.ScopeWorkloadSelector, w.strict()
-	} else {
+	case w.oneIn(8):
+		p.Name, p.Action, p.Scope, p.Rules = mesh.NetworkPolicyName([]string{name}, ""), mesh.Deny, mesh.ScopeWorkloadSelector, w.rules()
+	default:
 		p.Rules = w.rules()
 	}
 	return p
@@ -246,7 +251,7 @@ func (w *world) conn() Conn {
 // sentence of the rules, every attribute and every form of its values decides
 // some of them.
 //
-//ambit:feature policy-fields
+//ambit:feature policy-fields policy-decision-log
 func TestDecideAgreesWithTheObvious(t *testing.T) {
 	// misread: how many misreadings each case is tried with, in turn. Fewer cases
 	// need more, to show them all.
@@ -271,6 +276,11 @@ func TestDecideAgreesWithTheObvious(t *testing.T) {
 			want := o.decide()
 			if diff := want.differs(Decide(s, load, c)); diff != "" {
 				t.Fatalf("seed %d, world %d: %s\nworkload %+v\nconnection %+v\n%s", seed, n, diff, load, c, list(policies))
+			}
+			if want.outcome != pending {
+				if diff := tracesDiffer(&o, Explain(s, load, c)); diff != "" {
+					t.Fatalf("seed %d, world %d: %s\nworkload %+v\nconnection %+v\n%s", seed, n, diff, load, c, list(policies))
+				}
 			}
 			outcomes[want.outcome]++
 			for range misread {
@@ -298,6 +308,29 @@ func TestDecideAgreesWithTheObvious(t *testing.T) {
 			t.Logf("of %d misreadings the rarest is shown by %d of %d cases: %q %s", len(wrong), rarest, tried/len(wrong), m.of, m.form)
 		}
 	}
+}
+
+// tracesDiffer says how the steps of a decision are not what the rules ask for.
+// Of several policies that match any may be named.
+func tracesDiffer(o *oracle, steps []Note) string {
+	tried, last := o.trace()
+	want := map[string]bool{last: true}
+	for _, s := range tried {
+		message, _, _ := strings.Cut(s, " match")
+		want[strings.TrimSpace(message+" match")] = true
+	}
+	got := map[string]bool{}
+	for i, n := range steps {
+		dry := strings.HasPrefix(n.Message, "dry-run")
+		if dry == (i == len(steps)-1) || dry && !slices.Contains(tried, n.Message+" "+n.Policy) {
+			return fmt.Sprintf("steps %+v, want of %q", steps, tried)
+		}
+		got[n.Message] = true
+	}
+	if !maps.Equal(got, want) {
+		return fmt.Sprintf("steps %+v, want %v", steps, want)
+	}
+	return ""
 }
 
 func list(policies []*mesh.Policy) (out string) {

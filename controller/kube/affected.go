@@ -42,6 +42,16 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 		t.network = network
 		t.everything(&a)
 	}
+	t.expandNetworks(v, &a, changed)
+	if t.whole {
+		t.whole = false
+		t.everything(&a)
+	}
+	for k := range changed {
+		if k.kind == kindPod {
+			t.expandMember(k)
+		}
+	}
 	if t.store.Load().Version() == 0 {
 		// The first batch has everything changed: to look for what each object
 		// touches would be every service times every pod.
@@ -57,6 +67,7 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 		case kindNamespace: // its annotation is a default for its services
 			addAll[*corev1.Service](a.services, t.caches.services, cache.NamespaceIndex, k.name)
 			t.expandNamespaceExternal(v, &a, k.name)
+			t.expandNamespaceLabels(&a, k.name)
 		case kindService:
 			t.expandService(v, &a, k)
 		case kindSlice:
@@ -69,10 +80,13 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 			t.expandServiceEntry(v, &a, k.namespace+"/"+k.name)
 		case kindWorkloadEntry:
 			a.entries.add(k.namespace, k.name)
-		case kindGateway, kindGatewayClass:
+		case kindGateway:
+			t.expandGateway(v, &a, k.namespace+"/"+k.name)
+		case kindGatewayClass:
+			t.expandGatewayClass(v, &a, k.name)
 		case kindNetworkPolicy:
 			t.expandNetworkPolicy(&a, k)
-		case kindMeshConfig:
+		case kindMeshConfig: // settle has seen to it
 		}
 	}
 	return a

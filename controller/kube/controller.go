@@ -16,6 +16,7 @@ type Controller struct {
 	dirty      *dirtySet
 	translator *translator
 	writer     *writer
+	bindings   *bindings
 	reported   []cache.InformerSynced // of the types every cluster has, see record
 	synced     chan struct{}          // closed once, when the first snapshot is published
 }
@@ -35,6 +36,8 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c.translator = newTranslator(&c.cfg, cs, c.dirty, m, c.writer.want)
+	c.bindings = newBindings(&c.cfg, cs, m)
+	c.translator.statuses = c.bindings.want
 	if c.reported, err = cs.recordAll(c.dirty); err != nil {
 		return nil, err
 	}
@@ -48,6 +51,10 @@ func (c *Controller) Store() *mesh.Store { return c.translator.store }
 // Nothing may be served before: a client would take the absence of an object
 // for its removal.
 func (c *Controller) Synced() <-chan struct{} { return c.synced }
+
+// Settings are those of the mesh's settings that data planes act on. They are
+// not known until Synced.
+func (c *Controller) Settings() *Settings { return c.translator.settings }
 
 // Run watches, translates and, while this replica holds the Lease, writes.
 // It returns when ctx ends and everything it started has ended.
@@ -67,6 +74,10 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.caches.core.Start(ctx.Done())
 	c.caches.meshFactory.Start(ctx.Done())
 	c.writer.start(ctx, &wg)
+	wg.Go(func() {
+		<-ctx.Done()
+		c.bindings.queue.ShutDown()
+	})
 	absent, err := c.startGroups(ctx)
 	if err == nil {
 		err = awaitSync(ctx, c.reported...)

@@ -178,6 +178,9 @@ func (t *translator) translateEntries(v *view, snap *mesh.Snapshot, all names, d
 		var err error
 		if we := get[*networkingv1.WorkloadEntry](t.caches.workloadEntries, name); we != nil {
 			w, err = t.cfg.Translate.WorkloadEntry(we, v)
+			t.boundWorkloadEntry(v, we, key{kindWorkloadEntry, namespace, short})
+		} else {
+			t.unbound(key{kindWorkloadEntry, namespace, short})
 		}
 		t.report(key{kindWorkloadEntry, namespace, short}, err)
 		old := snap.Workload(uid)
@@ -217,9 +220,11 @@ func (t *translator) translateServices(v *view, snap *mesh.Snapshot, services, e
 		namespace, short, _ := strings.Cut(name, "/")
 		var s *mesh.Service
 		var err error
-		if svc := v.Service(namespace, short); svc != nil {
+		svc := v.Service(namespace, short)
+		if svc != nil {
 			s, err = t.cfg.Translate.Service(svc, v)
 		}
+		t.boundService(v, svc, key{kindService, namespace, short})
 		t.report(key{kindService, namespace, short}, err)
 		want[t.cfg.Translate.ServiceKey(namespace, short)] = s
 	}
@@ -231,6 +236,7 @@ func (t *translator) translateServices(v *view, snap *mesh.Snapshot, services, e
 		if se != nil {
 			out, err = t.cfg.Translate.ServiceEntry(se, v)
 		}
+		t.boundServiceEntry(v, se, key{kindServiceEntry, namespace, short})
 		t.report(key{kindServiceEntry, namespace, short}, err)
 		for _, k := range t.external.became[name].services {
 			if _, ok := want[k]; !ok {

@@ -84,7 +84,7 @@ func newCaches(c *Config) (*caches, error) {
 		gateways:        gateway.Gateway().V1().Gateways().Informer(),
 		gatewayClasses:  gateway.Gateway().V1().GatewayClasses().Informer(),
 	}
-	if err := cs.pods.AddIndexers(cache.Indexers{byNode: podNode, byAccount: podAccount, byGateway: podGateway}); err != nil {
+	if err := cs.pods.AddIndexers(cache.Indexers{byNode: podNode, byAccount: podAccount, byGateway: labelledGateway}); err != nil {
 		return nil, fmt.Errorf("index pods: %w", err)
 	}
 	if err := cs.slices.AddIndexers(cache.Indexers{byService: sliceServiceKey, byPod: slicePods}); err != nil {
@@ -93,7 +93,7 @@ func newCaches(c *Config) (*caches, error) {
 	if err := cs.addExternalIndices(); err != nil {
 		return nil, fmt.Errorf("index entries: %w", err)
 	}
-	if err := cs.services.AddIndexers(cache.Indexers{byNetwork: networkService}); err != nil {
+	if err := cs.services.AddIndexers(cache.Indexers{byNetwork: networkService, byGateway: labelledGateway}); err != nil {
 		return nil, fmt.Errorf("index services: %w", err)
 	}
 	return cs, nil

@@ -14,6 +14,9 @@ type metrics struct {
 	version  prometheus.Gauge
 	leader   prometheus.Gauge
 	writes   *prometheus.CounterVec
+
+	settingsValid prometheus.Gauge
+	settingsOther *prometheus.GaugeVec
 }
 
 // newMetrics registers them; services counts what is known at a scrape.
@@ -44,11 +47,19 @@ func newMetrics(r prometheus.Registerer, services func() int) *metrics {
 			Name: "ambit_controller_writes_total",
 			Help: "Writes to the API server.",
 		}, []string{"object", "result"}),
+		settingsValid: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "ambit_controller_mesh_config_valid",
+			Help: "0 while the mesh's settings cannot be read and the last good ones are in force.",
+		}),
+		settingsOther: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "ambit_controller_mesh_config_fields_without_effect",
+			Help: "Fields of the mesh's settings that have no effect: unknown ones, and those of Istio's that have none here.",
+		}, []string{"why"}),
 	}
 	r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "pilot_services", Help: "Services known to this replica.",
 	}, func() float64 { return float64(services()) }))
-	r.MustRegister(m.batches, m.keys, m.rejected, m.version, m.leader, m.writes)
+	r.MustRegister(m.batches, m.keys, m.rejected, m.version, m.leader, m.writes, m.settingsValid, m.settingsOther)
 	return m
 }
 
@@ -56,6 +67,16 @@ func (m *metrics) observe(keys int, d time.Duration, rejected int) {
 	m.batches.Observe(d.Seconds())
 	m.keys.Add(float64(keys))
 	m.rejected.Set(float64(rejected))
+}
+
+// meshConfig notes how the mesh's settings read.
+func (m *metrics) meshConfig(valid bool, unknown, ignored int) {
+	m.settingsValid.Set(0)
+	if valid {
+		m.settingsValid.Set(1)
+	}
+	m.settingsOther.WithLabelValues("unknown").Set(float64(unknown))
+	m.settingsOther.WithLabelValues("not_here").Set(float64(ignored))
 }
 
 func (m *metrics) swapped(version uint64) { m.version.Set(float64(version)) }

@@ -71,7 +71,7 @@ func wantSets(t *testing.T, tr *translator) {
 			users[k]++
 		}
 	}
-	v := newView(tr.caches, &tr.good)
+	v := newView(tr.caches, &tr.good, &tr.cfg.Translate)
 	for k, s := range tr.networks.sets {
 		if users[k] == 0 || users[k] != s.users {
 			t.Errorf("set %s: %d users, counted %d", k, users[k], s.users)

@@ -11,6 +11,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	"k8s.io/apimachinery/pkg/types"
 
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
@@ -26,10 +28,21 @@ type translator struct {
 	store   *mesh.Store
 	metrics *metrics
 	verdict func(policyVerdict) // told of every AuthorizationPolicy translated
+	// statuses is told which conditions about waypoints an object should have.
+	statuses func(key, []translate.Condition)
 
 	good     lastGood
-	problems map[key]string // text of the errors in force, by object
-	network  string
+	gateways gatewayState
+	settings *Settings
+	// whole says that the next expansion is everything; scopes is what decided
+	// about each namespace, nil before the first batch.
+	whole      bool
+	scopes     map[string]scope
+	meshReport translate.MeshConfigReport
+	// networkUIDs are the gateways of other networks.
+	networkUIDs map[string]*mesh.Workload
+	problems    map[key]string // text of the errors in force, by object
+	network     string
 	// naming holds, per service and policy key, the pods (<namespace>/<name>)
 	// whose workload names it.
 	naming map[string]names
@@ -50,11 +63,14 @@ type policyVerdict struct {
 }
 
 func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict func(policyVerdict)) *translator {
+	own := *cfg // the translation's settings change with the mesh's
 	return &translator{
-		cfg: cfg, caches: cs, dirty: dirty, store: mesh.NewStore(), metrics: m, verdict: verdict,
+		cfg: &own, gateways: newGatewayState(), settings: newSettings(), caches: cs, dirty: dirty, store: mesh.NewStore(), metrics: m, verdict: verdict,
+		statuses: func(key, []translate.Condition) {},
 		good: lastGood{
 			policies: make(map[string]*securityv1.AuthorizationPolicy),
 			peers:    make(map[string]*securityv1.PeerAuthentication),
+			gateways: make(map[string]*gatewayv1.Gateway),
 		},
 		problems:     make(map[key]string),
 		naming:       make(map[string]names),
@@ -87,8 +103,9 @@ func (t *translator) batch(changed map[key]struct{}) {
 		return
 	}
 	start := time.Now()
+	t.settle(newView(t.caches, &t.good, &t.cfg.Translate), changed)
 	t.judge(changed)
-	v := newView(t.caches, &t.good)
+	v := newView(t.caches, &t.good, &t.cfg.Translate)
 	a := t.expand(v, changed)
 	snap := t.store.Load()
 	var d mesh.Delta
@@ -99,6 +116,7 @@ func (t *translator) batch(changed map[key]struct{}) {
 	t.translateServices(v, snap, a.services, a.external, &d)
 	t.translatePolicies(v, snap, a.policies, &d)
 	t.translatePeers(v, snap, a.peers, &d)
+	t.translateGateways(v, snap, &d)
 	t.metrics.observe(len(changed), time.Since(start), len(t.problems))
 	if d.Empty() {
 		return
@@ -113,13 +131,13 @@ func (t *translator) batch(changed map[key]struct{}) {
 // judge decides, before anything is translated, which version of each changed
 // policy is in force: the newest that can be honoured.
 func (t *translator) judge(changed map[key]struct{}) {
-	v := newView(t.caches, &t.good)
+	v := newView(t.caches, &t.good, &t.cfg.Translate)
 	for k := range changed {
 		name := k.namespace + "/" + k.name
 		switch k.kind {
 		case kindPolicy:
 			ap := get[*securityv1.AuthorizationPolicy](t.caches.policies, name)
-			if ap == nil {
+			if ap == nil || !v.reads(ap) {
 				delete(t.good.policies, name)
 				t.report(k, nil)
 				t.verdict(policyVerdict{namespace: k.namespace, name: k.name, deleted: true})
@@ -138,7 +156,7 @@ func (t *translator) judge(changed map[key]struct{}) {
 			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition})
 		case kindPeer:
 			pa := get[*securityv1.PeerAuthentication](t.caches.peers, name)
-			if pa == nil {
+			if pa == nil || !v.reads(pa) {
 				delete(t.good.peers, name)
 				t.report(k, nil)
 				continue
@@ -146,6 +164,8 @@ func (t *translator) judge(changed map[key]struct{}) {
 			_, err := t.cfg.Translate.PeerAuthentication(pa, v)
 			keep(t.good.peers, pa, err)
 			t.report(k, err)
+		case kindGateway:
+			t.sticky(k)
 		}
 	}
 }
@@ -191,9 +211,12 @@ func (t *translator) translatePods(v *view, snap *mesh.Snapshot, pods names, d *
 		uid := t.cfg.Translate.PodUID(namespace, short)
 		var w *mesh.Workload
 		var err error
-		if pod := get[*corev1.Pod](t.caches.pods, name); pod != nil {
+		var asks []string
+		if pod := get[*corev1.Pod](t.caches.pods, name); pod != nil && t.cfg.Translate.Looks(namespace, v) {
 			w, err = t.cfg.Translate.Pod(pod, v)
+			asks = t.cfg.Translate.BindWorkload(pod, v).Gateways
 		}
+		t.gateways.ask(key{kindPod, namespace, short}, asks)
 		t.report(key{kindPod, namespace, short}, err)
 		old := snap.Workload(uid)
 		if reflect.DeepEqual(old, w) {
@@ -210,6 +233,7 @@ func (t *translator) translatePods(v *view, snap *mesh.Snapshot, pods names, d *
 
 // renaming keeps naming true when pod's workload changes from old to now.
 func (t *translator) renaming(pod string, old, now *mesh.Workload) {
+	t.noteRequired(old, now)
 	rename(t.naming, pod, mentions(old), mentions(now))
 }
 
@@ -232,10 +256,10 @@ func (t *translator) translateSlices(v *view, snap *mesh.Snapshot, all names, d 
 		var ws []*mesh.Workload
 		var err error
 		slice := get[*discoveryv1.EndpointSlice](t.caches.slices, name)
-		if slice != nil {
+		if slice != nil && t.cfg.Translate.Looks(namespace, v) {
 			ws, err = t.cfg.Translate.EndpointSlice(slice, v)
 			t.sliceService[name] = slice.Labels[discoveryv1.LabelServiceName]
-		} else {
+		} else if slice == nil {
 			delete(t.sliceService, name)
 		}
 		t.report(key{kindSlice, namespace, short}, err)
@@ -278,7 +302,7 @@ func (t *translator) translatePeers(v *view, snap *mesh.Snapshot, all names, d *
 		return
 	}
 	var strict *mesh.Policy
-	if len(t.caches.peers.GetIndexer().ListKeys()) > 0 {
+	if slices.ContainsFunc(t.caches.peers.GetIndexer().List(), func(o any) bool { return v.reads(o.(*securityv1.PeerAuthentication)) }) {
 		strict = t.cfg.Translate.StaticStrict()
 	}
 	diffPolicy(snap, t.cfg.Translate.StaticStrictKey(), strict, d)

@@ -1,6 +1,8 @@
 package kube
 
 import (
+	"slices"
+
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	netv1 "k8s.io/api/networking/v1"
@@ -19,6 +21,7 @@ import (
 type view struct {
 	caches    *caches
 	good      *lastGood
+	cfg       *translate.Config
 	selectors map[string]*selectors[*corev1.Service]
 	peerSets  map[string]*peerSet // kept by the translator, by key
 	policies  map[string][]*securityv1.AuthorizationPolicy
@@ -38,12 +41,14 @@ var _ translate.Objects = (*view)(nil)
 type lastGood struct {
 	policies map[string]*securityv1.AuthorizationPolicy
 	peers    map[string]*securityv1.PeerAuthentication
+	gateways map[string]*gatewayv1.Gateway // the newest with an address
 }
 
-func newView(cs *caches, good *lastGood) *view {
+func newView(cs *caches, good *lastGood, cfg *translate.Config) *view {
 	return &view{
 		caches:    cs,
 		good:      good,
+		cfg:       cfg,
 		selectors: make(map[string]*selectors[*corev1.Service]),
 		policies:  make(map[string][]*securityv1.AuthorizationPolicy),
 		peers:     make(map[string][]*securityv1.PeerAuthentication),
@@ -63,6 +68,9 @@ func (v *view) Namespace(name string) *corev1.Namespace {
 func (v *view) Node(name string) *corev1.Node { return get[*corev1.Node](v.caches.nodes, name) }
 
 func (v *view) Service(namespace, name string) *corev1.Service {
+	if !v.cfg.Looks(namespace, v) {
+		return nil
+	}
 	return get[*corev1.Service](v.caches.services, namespace+"/"+name)
 }
 
@@ -88,25 +96,25 @@ func (v *view) SlicesTargeting(pod *corev1.Pod) []*discoveryv1.EndpointSlice {
 
 func (v *view) AuthorizationPolicies(namespace string) []*securityv1.AuthorizationPolicy {
 	return memo(v.policies, namespace, func() []*securityv1.AuthorizationPolicy {
-		return inForce(list[*securityv1.AuthorizationPolicy](v.caches.policies, cache.NamespaceIndex, namespace), v.good.policies)
+		return inForce(readOnly(v, list[*securityv1.AuthorizationPolicy](v.caches.policies, cache.NamespaceIndex, namespace)), v.good.policies)
 	})
 }
 
 func (v *view) PeerAuthentications(namespace string) []*securityv1.PeerAuthentication {
 	return memo(v.peers, namespace, func() []*securityv1.PeerAuthentication {
-		return inForce(list[*securityv1.PeerAuthentication](v.caches.peers, cache.NamespaceIndex, namespace), v.good.peers)
+		return inForce(readOnly(v, list[*securityv1.PeerAuthentication](v.caches.peers, cache.NamespaceIndex, namespace)), v.good.peers)
 	})
 }
 
 func (v *view) ServiceEntries(namespace string) []*networkingv1.ServiceEntry {
 	return memo(v.serviceEntries, namespace, func() []*networkingv1.ServiceEntry {
-		return listOrAll[*networkingv1.ServiceEntry](v.caches.serviceEntries, namespace)
+		return readOnly(v, listOrAll[*networkingv1.ServiceEntry](v.caches.serviceEntries, namespace))
 	})
 }
 
 func (v *view) WorkloadEntries(namespace string) []*networkingv1.WorkloadEntry {
 	return memo(v.workloadEntries, namespace, func() []*networkingv1.WorkloadEntry {
-		return listOrAll[*networkingv1.WorkloadEntry](v.caches.workloadEntries, namespace)
+		return readOnly(v, listOrAll[*networkingv1.WorkloadEntry](v.caches.workloadEntries, namespace))
 	})
 }
 
@@ -118,12 +126,20 @@ func (v *view) NetworkPolicies(namespace string) []*netv1.NetworkPolicy {
 
 func (v *view) Gateways(namespace string) []*gatewayv1.Gateway {
 	return memo(v.gateways, namespace, func() []*gatewayv1.Gateway {
-		return listOrAll[*gatewayv1.Gateway](v.caches.gateways, namespace)
+		all := readOnly(v, listOrAll[*gatewayv1.Gateway](v.caches.gateways, namespace))
+		for i := range all {
+			all[i] = v.inEffect(all[i])
+		}
+		return all
 	})
 }
 
 func (v *view) Gateway(namespace, name string) *gatewayv1.Gateway {
-	return get[*gatewayv1.Gateway](v.caches.gateways, namespace+"/"+name)
+	gw := get[*gatewayv1.Gateway](v.caches.gateways, namespace+"/"+name)
+	if gw == nil || !v.reads(gw) {
+		return nil
+	}
+	return v.inEffect(gw)
 }
 
 func (v *view) GatewayClass(name string) *gatewayv1.GatewayClass {
@@ -132,6 +148,14 @@ func (v *view) GatewayClass(name string) *gatewayv1.GatewayClass {
 
 func (v *view) MeshConfig() *corev1.ConfigMap {
 	return get[*corev1.ConfigMap](v.caches.meshConfig, v.caches.rootNamespace+"/"+translate.MeshConfigMap)
+}
+
+// reads reports whether o, which configures a mesh, is ours to read.
+func (v *view) reads(o metav1.Object) bool { return v.cfg.Reads(o, v) }
+
+// readOnly drops from a fresh list what is not.
+func readOnly[T metav1.Object](v *view, all []T) []T {
+	return slices.DeleteFunc(all, func(o T) bool { return !v.reads(o) })
 }
 
 // inForce puts the version that is in force in each object's place.

@@ -68,7 +68,9 @@ func podAddresses(obj any) ([]string, error) {
 }
 
 func (v *view) PodsAt(a netip.Addr) []*corev1.Pod {
-	return list[*corev1.Pod](v.caches.pods, byAddress, a.String())
+	return slices.DeleteFunc(list[*corev1.Pod](v.caches.pods, byAddress, a.String()), func(pod *corev1.Pod) bool {
+		return !v.cfg.Looks(pod.Namespace, v)
+	})
 }
 
 func (v *view) SelectingServiceEntries(namespace string, labels map[string]string) []*networkingv1.ServiceEntry {

@@ -4,6 +4,8 @@ package translate
 const (
 	ConditionWaypointBound   = "istio.io/WaypointBound"
 	ConditionWaypointMissing = "istio.io/WaypointMissing"
+	// ConditionVisibilityApplied says of a ServiceEntry who sees it.
+	ConditionVisibilityApplied = "istio.io/VisibilityApplied"
 	// ConditionWaypointRequired says of a Service whether connections past its
 	// waypoint are refused.
 	ConditionWaypointRequired = "ambitmesh.io/WaypointRequired"

@@ -101,6 +101,7 @@ func (c Config) endpoint(e *endpointReader, namespace string, objs Objects) (*me
 	if w.Network == "" {
 		w.Network = c.network(objs)
 	}
+	w.NetworkGateway = c.networkGateway(w.Network, objs)
 	if n := e.spec.GetWeight(); n > 0 {
 		w.Capacity = &n
 	}

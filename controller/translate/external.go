@@ -30,6 +30,9 @@ func (c Config) ServiceEntry(se *networkingv1.ServiceEntry, objs Objects) (Exter
 	}
 	r := c.readEntry(se)
 	visible := c.visibility(se, r.object, objs)
+	if c.unserved(se, visible, objs) {
+		visible = VisibleNone
+	}
 	addresses := r.addresses(c.network(objs))
 	allocated := r.allocated(c.network(objs))
 	for _, host := range r.hosts {
@@ -268,7 +271,18 @@ func (c Config) visibility(se *networkingv1.ServiceEntry, o *object, objs Object
 
 // counts reports whether se has any effect.
 func (c Config) counts(se *networkingv1.ServiceEntry, objs Objects) bool {
-	return c.Reads(se, objs) && c.visibility(se, nil, objs) != VisibleNone
+	if !c.Reads(se, objs) {
+		return false
+	}
+	visible := c.visibility(se, nil, objs)
+	return visible != VisibleNone && !c.unserved(se, visible, objs)
+}
+
+// unserved reports whether only a waypoint could say where se is, and there is
+// none; its status tells.
+func (c Config) unserved(se *networkingv1.ServiceEntry, visible Visibility, objs Objects) bool {
+	return se.Spec.GetResolution() == networking.ServiceEntry_DYNAMIC_DNS &&
+		c.BindService(se, visible == VisibleNamespace, objs).Waypoint == nil
 }
 
 // owns reports whether se is the one that host means in its namespace: a
@@ -298,7 +312,7 @@ func (c Config) CanonicalEntry(host string, objs Objects) *networkingv1.ServiceE
 	}
 	return objs.Canonical(host, func() *networkingv1.ServiceEntry {
 		for _, other := range objs.ServiceEntriesOf(host, "") {
-			if c.Reads(other, objs) && c.visibility(other, nil, objs) == VisiblePublic {
+			if c.counts(other, objs) && c.visibility(other, nil, objs) == VisiblePublic {
 				return other
 			}
 		}

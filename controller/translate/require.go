@@ -6,8 +6,10 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
+
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
@@ -22,6 +24,8 @@ const RequireWaypointLabel = "ambitmesh.io/require-waypoint"
 // all. They are judged by the connection's own peer and never by whom a
 // waypoint speaks for.
 const RequirePrefix = "ambitmesh_require_waypoint_"
+
+const connectStrategyAnnotation = "istio.io/connect-strategy"
 
 // IsRequire reports whether key names such a policy.
 func IsRequire(key string) bool {
@@ -50,7 +54,7 @@ func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs 
 			continue
 		}
 		required = true
-		for _, ref := range c.BindService(svc, false, objs).bound() {
+		for _, ref := range c.BindService(svc, false, objs).through {
 			through[ref] = true
 		}
 	}
@@ -60,7 +64,7 @@ func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs 
 	if !required {
 		return ""
 	}
-	for _, ref := range c.BindWorkload(pod, objs).bound() {
+	for _, ref := range c.BindWorkload(pod, objs).through {
 		through[ref] = true
 	}
 	tokens := make([]string, 0, len(through))
@@ -76,21 +80,6 @@ func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs 
 	}
 	slices.Sort(tokens)
 	return pod.Namespace + "/" + RequirePrefix + strings.Join(tokens, "_")
-}
-
-// bound are the waypoints that connections really come from.
-func (b Binding) bound() []gatewayRef {
-	if b.Waypoint == nil {
-		return nil
-	}
-	var refs []gatewayRef
-	for i, g := range b.Gateways {
-		if i == 0 || len(b.Weighted) > 0 { // the second is the canary
-			ns, name, _ := strings.Cut(g, "/")
-			refs = append(refs, gatewayRef{ns, name})
-		}
-	}
-	return refs
 }
 
 // RequirePolicy is the policy of a key that requirePolicy gave: it denies
@@ -167,7 +156,7 @@ func (c Config) requiredStatus(svc *corev1.Service, b Binding, objs Objects) *Co
 	}
 	if b.Waypoint != nil {
 		var names []string
-		for _, ref := range b.bound() {
+		for _, ref := range b.through {
 			names = append(names, ref.String())
 		}
 		return &Condition{Type: ConditionWaypointRequired, True: true, Reason: "Enforced",
@@ -190,9 +179,59 @@ func (c Config) ServiceStatus(svc *corev1.Service, objs Objects) []Condition {
 	return conditions(b.Status, c.requiredStatus(svc, b, objs))
 }
 
-// EntryStatus are the conditions a WorkloadEntry should bear.
-func (c Config) EntryStatus(o metav1.Object, objs Objects) []Condition {
-	return conditions(c.BindWorkload(o, objs).Status)
+// ServiceEntryStatus are the Gateways that se, or one of its endpoints, asks
+// for, and the conditions that it should bear.
+func (c Config) ServiceEntryStatus(se *networkingv1.ServiceEntry, objs Objects) ([]string, []Condition) {
+	visible := c.visibility(se, nil, objs)
+	b := c.BindService(se, visible == VisibleNamespace, objs)
+	gateways := b.Gateways
+	for _, e := range se.Spec.GetEndpoints() {
+		for _, g := range c.BindWorkload(bearing(se, e.GetLabels()), objs).Gateways {
+			if !slices.Contains(gateways, g) {
+				gateways = append(gateways, g)
+			}
+		}
+	}
+	if !c.Writes(se, objs) || visible == VisibleNone {
+		return gateways, nil
+	}
+	var applied *Condition
+	if c.Mesh.Visibility.Default != VisiblePublic || len(c.Mesh.Visibility.Policies) > 0 {
+		applied = &Condition{Type: ConditionVisibilityApplied, True: true, Reason: "Public", Message: "visible in all namespaces"}
+		if visible == VisibleNamespace {
+			applied.Reason, applied.Message = "Namespace", "visible in its own namespace"
+		}
+	}
+	return gateways, conditions(b.Status, waypointMissing(se, b), applied)
+}
+
+// waypointMissing says of an entry that only a waypoint can serve that it has
+// none.
+func waypointMissing(se *networkingv1.ServiceEntry, b Binding) *Condition {
+	if b.Waypoint != nil {
+		return nil
+	}
+	missing := func(reason, message string) *Condition {
+		return &Condition{Type: ConditionWaypointMissing, True: true, Reason: reason, Message: message}
+	}
+	switch se.Spec.GetResolution() {
+	case networking.ServiceEntry_DYNAMIC_DNS:
+		return missing("NoWaypointForWildcardService", "resolution DYNAMIC_DNS needs a waypoint, which looks up the names that clients ask for; none is bound")
+	case networking.ServiceEntry_DNS:
+		if strings.EqualFold(se.Annotations[connectStrategyAnnotation], "RACE_FIRST_TCP_CONNECT") {
+			return missing("NoWaypointForRacingConnectStrategy", "to race connections needs a waypoint; none is bound")
+		}
+	}
+	return nil
+}
+
+// WorkloadEntryStatus is the same for a WorkloadEntry.
+func (c Config) WorkloadEntryStatus(we *networkingv1.WorkloadEntry, objs Objects) ([]string, []Condition) {
+	b := c.BindWorkload(bearing(we, EntryLabels(we)), objs)
+	if !c.Writes(we, objs) {
+		return b.Gateways, nil
+	}
+	return b.Gateways, conditions(b.Status)
 }
 
 func conditions(all ...*Condition) []Condition {

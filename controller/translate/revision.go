@@ -53,5 +53,5 @@ func (c Config) Meshed(o metav1.Object, objs Objects) bool {
 // Looks reports whether objects of a namespace are looked at: the mesh's
 // settings may leave namespaces out, but never the one that they are in.
 func (c Config) Looks(namespace string, objs Objects) bool {
-	return namespace == c.RootNamespace || c.Mesh.Discovers(labelsOf(objs, namespace))
+	return len(c.Mesh.DiscoverySelectors) == 0 || namespace == c.RootNamespace || c.Mesh.Discovers(labelsOf(objs, namespace))
 }

@@ -32,9 +32,21 @@ type Binding struct {
 	Weighted []mesh.WeightedWaypoint
 	Ingress  bool       // ingress gateways send through the waypoint too
 	Status   *Condition // nil: no waypoint is asked for
-	// Gateways are the <namespace>/<name> asked for, bound or not: the object
+	// Gateways are the <namespace>/<name> that decide, there or not: the object
 	// is to be translated again when one of them changes.
 	Gateways []string
+
+	through []gatewayRef // that connections come from, if there is a Waypoint
+}
+
+// newBinding is that of an object which nothing is known of but whether it is
+// part of a Gateway, in which case traffic must not be sent through another one
+// to it.
+func newBinding(o metav1.Object, objs Objects) (b Binding, part bool) {
+	if name := o.GetLabels()[GatewayNameLabel]; name != "" {
+		b.Gateways = []string{o.GetNamespace() + "/" + name}
+	}
+	return b, belongs(o, objs)
 }
 
 // gatewayRef is the Gateway that labels name.
@@ -49,8 +61,8 @@ type refusal struct{ reason, message string }
 // that it is visible in its own namespace alone, so that a waypoint elsewhere
 // would be unable to serve it.
 func (c Config) BindService(o metav1.Object, namespaceOnly bool, objs Objects) Binding {
-	var b Binding
-	if belongs(o, objs) {
+	b, part := newBinding(o, objs)
+	if part {
 		return b
 	}
 	ns := labelsOf(objs, o.GetNamespace())
@@ -59,13 +71,13 @@ func (c Config) BindService(o metav1.Object, namespaceOnly bool, objs Objects) B
 	if !ok {
 		return b
 	}
-	b.Gateways = []string{ref.String()}
+	b.Gateways = append(b.Gateways, ref.String())
 	address, no := c.attach(ref, o.GetNamespace(), trafficService, namespaceOnly, objs)
 	if no != nil {
 		b.Status = notBound(no)
 		return b
 	}
-	b.Waypoint = address
+	b.Waypoint, b.through = address, []gatewayRef{ref}
 	message := "Successfully attached to waypoint " + ref.String()
 	switch v, labelled := o.GetLabels()[IngressUseWaypointLabel]; {
 	case labelled && strings.EqualFold(v, "true"):
@@ -79,7 +91,9 @@ func (c Config) BindService(o metav1.Object, namespaceOnly bool, objs Objects) B
 		if no != nil {
 			message += ". Canary waypoint not attached: " + no.message + " (" + no.reason + ")"
 		}
-		b.Weighted = weighted
+		if b.Weighted = weighted; no == nil {
+			b.through = append(b.through, canary)
+		}
 	}
 	b.Status = &Condition{Type: ConditionWaypointBound, True: true, Reason: ReasonWaypointAccepted, Message: message}
 	return b
@@ -93,19 +107,19 @@ func (b Binding) fill(s *mesh.Service) {
 // BindWorkload is the binding of a Pod, WorkloadEntry or inline endpoint, whose
 // labels o has: for traffic addressed to it and not to a service.
 func (c Config) BindWorkload(o metav1.Object, objs Objects) Binding {
-	var b Binding
-	if belongs(o, objs) {
+	b, part := newBinding(o, objs)
+	if part {
 		return b
 	}
 	ref, level, ok := asked(o, objs, UseWaypointLabel, UseWaypointNamespaceLabel)
 	if !ok {
 		return b
 	}
-	b.Gateways = []string{ref.String()}
+	b.Gateways = append(b.Gateways, ref.String())
 	address, no := c.attach(ref, o.GetNamespace(), trafficWorkload, false, objs)
 	switch {
 	case no == nil:
-		b.Waypoint = address
+		b.Waypoint, b.through = address, []gatewayRef{ref}
 		b.Status = &Condition{Type: ConditionWaypointBound, True: true, Reason: ReasonWaypointAccepted, Message: "Successfully attached to waypoint " + ref.String()}
 	case no.reason == ReasonUnsupportedTraffic && level != o:
 		// A namespace's waypoint for services is nothing its workloads asked for.

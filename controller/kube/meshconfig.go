@@ -1,0 +1,145 @@
+package kube
+
+import (
+	"reflect"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/translate"
+)
+
+// Settings are those of the mesh's settings that data planes act on, as they
+// are now.
+type Settings struct {
+	mu      sync.Mutex
+	now     mesh.Settings // guarded by mu
+	known   bool          // guarded by mu; false until a ConfigMap could be read, or there was none
+	changed chan struct{} // guarded by mu; closed at the next change
+}
+
+func newSettings() *Settings { return &Settings{changed: make(chan struct{})} }
+
+// Settings are what holds; false while nobody knows, because the ConfigMap
+// could not be read since the start: then clients keep what they have.
+func (s *Settings) Settings() (mesh.Settings, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.now, s.known
+}
+
+// Changed is closed at the next change; call it before Settings.
+func (s *Settings) Changed() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.changed
+}
+
+func (s *Settings) set(now mesh.Settings) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.known && s.now.Equal(now) {
+		return
+	}
+	s.now, s.known = now, true
+	close(s.changed)
+	s.changed = make(chan struct{})
+}
+
+// scope is what decides whether objects of a namespace are read.
+type scope struct {
+	looks    bool
+	revision string
+}
+
+// settle takes in a change of the mesh's settings, and of namespaces that begin
+// or cease to be looked at. What was decided before is to be decided again
+// then: t.whole says so to expand, and changed gets all policies for judge.
+func (t *translator) settle(v *view, changed map[key]struct{}) {
+	first := t.scopes == nil
+	if first {
+		t.scopes = make(map[string]scope)
+		t.readMeshConfig(v)
+	}
+	for k := range changed {
+		if k.kind == kindMeshConfig && !first && k.name == translate.MeshConfigMap {
+			t.readMeshConfig(v)
+		}
+	}
+	if t.whole { // by other settings
+		clear(t.scopes)
+		for _, ns := range t.caches.namespaces.GetIndexer().ListKeys() {
+			t.scopes[ns] = t.scopeOf(v, ns)
+		}
+	}
+	for k := range changed {
+		if k.kind != kindNamespace {
+			continue
+		}
+		before, ok := t.scopes[k.name]
+		if !ok { // as of a namespace without labels
+			before.looks = k.name == t.cfg.Translate.RootNamespace || t.cfg.Translate.Mesh.Discovers(nil)
+		}
+		now := t.scopeOf(v, k.name)
+		t.scopes[k.name] = now
+		t.whole = t.whole || now != before
+	}
+	if t.whole {
+		for _, o := range t.caches.policies.GetIndexer().ListKeys() {
+			changed[named2key(kindPolicy, o)] = struct{}{}
+		}
+		for _, o := range t.caches.peers.GetIndexer().ListKeys() {
+			changed[named2key(kindPeer, o)] = struct{}{}
+		}
+	}
+}
+
+func (t *translator) scopeOf(v *view, namespace string) scope {
+	s := scope{looks: t.cfg.Translate.Looks(namespace, v)}
+	if ns := v.Namespace(namespace); ns != nil {
+		s.revision = ns.Labels[translate.RevisionLabel]
+	}
+	return s
+}
+
+// named2key is the key of a namespaced object's name in its cache.
+func named2key(k kind, cached string) key {
+	namespace, name, _ := strings.Cut(cached, "/")
+	return key{k, namespace, name}
+}
+
+// readMeshConfig reads the mesh's settings. Settings that cannot be read leave
+// the last good ones in force.
+func (t *translator) readMeshConfig(v *view) {
+	c := &t.cfg.Translate
+	k := key{kindMeshConfig, c.RootNamespace, translate.MeshConfigMap}
+	now, report, err := translate.ParseMeshConfig(v.MeshConfig())
+	t.report(k, err)
+	t.metrics.meshConfig(err == nil, len(report.Unknown), len(report.Ignored))
+	if err != nil {
+		t.cfg.Logger.Error("the mesh's settings cannot be read, the last good ones stay in force", "configmap", k.namespace+"/"+k.name)
+		return
+	}
+	if !slices.Equal(report.Unknown, t.meshReport.Unknown) || !slices.Equal(report.Ignored, t.meshReport.Ignored) {
+		t.meshReport = report
+		t.cfg.Logger.Warn("fields of the mesh's settings without effect", "configmap", k.namespace+"/"+k.name,
+			"unknown", strings.Join(report.Unknown, " "), "not_of_this_mesh", strings.Join(report.Ignored, " "))
+	}
+	t.contradicts(k, "trustDomain", now.TrustDomain, c.TrustDomain, "--trust-domain; identities change only when the controller starts with another one")
+	t.contradicts(k, "rootNamespace", now.RootNamespace, c.RootNamespace, "--root-namespace, which counts")
+	if !reflect.DeepEqual(now, c.Mesh) {
+		c.Mesh, t.whole = now, true
+		t.cfg.Logger.Info("settings of the mesh", "configmap", k.namespace+"/"+k.name, "registry_only", now.RegistryOnly,
+			"trust_domain_aliases", now.TrustDomainAliases, "discovery_selectors", len(now.DiscoverySelectors))
+	}
+	t.settings.set(mesh.Settings{RegistryOnly: now.RegistryOnly, TrustDomainAliases: now.TrustDomainAliases})
+}
+
+// contradicts says that a setting is not what the command line says.
+func (t *translator) contradicts(k key, field, want, have, flag string) {
+	if want != "" && want != have {
+		t.cfg.Logger.Warn("the mesh's settings say otherwise than the command line", "configmap", k.namespace+"/"+k.name,
+			"field", field, "value", want, "in_force", have, "flag", flag)
+	}
+}

@@ -75,7 +75,11 @@ func newController(cfg *config, log *slog.Logger) (*controller, error) {
 		ConstLabels: prometheus.Labels{"component": "controller", "tag": version},
 	})
 	build.Set(1)
-	c.registry.MustRegister(build, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	pilot := prometheus.NewGauge(prometheus.GaugeOpts{ // dashboards of Istio's control plane ask for it
+		Name: "istio_build", Help: "Istio component build info", ConstLabels: prometheus.Labels{"component": "pilot", "tag": version},
+	})
+	pilot.Set(1)
+	c.registry.MustRegister(build, pilot, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	c.monitor = newMonitor(c.registry)
 	return c, nil
 }

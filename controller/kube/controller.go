@@ -32,6 +32,7 @@ func New(cfg Config) (*Controller, error) {
 	}
 	c := &Controller{cfg: cfg, caches: cs, dirty: newDirtySet(), synced: make(chan struct{})}
 	m := newMetrics(cfg.Registerer, func() int { return len(cs.services.GetIndexer().ListKeys()) })
+	cfg.Registerer.MustRegister(eventCounts{c.dirty})
 	if c.writer, err = newWriter(&c.cfg, cs, m); err != nil {
 		return nil, err
 	}

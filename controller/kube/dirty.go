@@ -1,6 +1,10 @@
 package kube
 
-import "sync"
+import (
+	"sync"
+	"sync/atomic"
+	"time"
+)
 
 // kind of a watched object.
 type kind uint8
@@ -38,8 +42,25 @@ type key struct {
 type dirtySet struct {
 	mu   sync.Mutex
 	keys map[key]struct{} // guarded by mu
-	wake chan struct{}    // one slot
+	// since is when the first of keys came; guarded by mu.
+	since time.Time
+	wake  chan struct{} // one slot
+
+	events [kinds][events]atomic.Uint64 // what the API server said, by kind
 }
+
+// event is what happened to an object.
+type event uint8
+
+const (
+	added event = iota
+	updated
+	unchanged // an update that says nothing a translation reads
+	deleted
+	events // how many there are
+)
+
+func (e event) String() string { return [...]string{"add", "update", "updatesame", "delete"}[e] }
 
 func newDirtySet() *dirtySet {
 	return &dirtySet{keys: make(map[key]struct{}), wake: make(chan struct{}, 1)}
@@ -47,12 +68,25 @@ func newDirtySet() *dirtySet {
 
 func (d *dirtySet) add(k key) {
 	d.mu.Lock()
+	if len(d.keys) == 0 {
+		d.since = time.Now()
+	}
 	d.keys[k] = struct{}{}
 	d.mu.Unlock()
 	select {
 	case d.wake <- struct{}{}:
 	default:
 	}
+}
+
+// waiting is for how long the first key has been there; 0 without one.
+func (d *dirtySet) waiting() time.Duration {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if len(d.keys) == 0 {
+		return 0
+	}
+	return time.Since(d.since)
 }
 
 func (d *dirtySet) drain() map[key]struct{} {

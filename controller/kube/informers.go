@@ -200,7 +200,8 @@ func slicePods(obj any) ([]string, error) {
 // inf found at its start has been reported: the informer itself is synced a
 // moment before that, because it calls its handlers from another goroutine.
 func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirtySet, same func(old, now T) bool) (cache.InformerSynced, error) {
-	add := func(obj any) {
+	add := func(obj any, e event) {
+		dirty.events[k][e].Add(1)
 		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
 			obj = gone.Obj
 		}
@@ -209,15 +210,16 @@ func record[T metav1.Object](inf cache.SharedIndexInformer, k kind, dirty *dirty
 		}
 	}
 	reg, err := inf.AddEventHandler(cache.ResourceEventHandlerFuncs{
-		AddFunc:    add,
-		DeleteFunc: add,
+		AddFunc:    func(obj any) { add(obj, added) },
+		DeleteFunc: func(obj any) { add(obj, deleted) },
 		UpdateFunc: func(old, now any) {
 			o, ok1 := old.(T)
 			n, ok2 := now.(T)
 			if ok1 && ok2 && (o.GetResourceVersion() == n.GetResourceVersion() || same(o, n)) {
+				dirty.events[k][unchanged].Add(1)
 				return
 			}
-			add(now)
+			add(now, updated)
 		},
 	})
 	if err != nil {

@@ -59,4 +59,7 @@ func TestSyncedMeansReported(t *testing.T) {
 	if n := len(dirty.drain()); n != 2 {
 		t.Errorf("%d keys, want 2", n)
 	}
+	if n := dirty.events[kindPod][added].Load(); n != 2 {
+		t.Errorf("%d events, want 2", n)
+	}
 }

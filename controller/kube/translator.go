@@ -91,6 +91,7 @@ func (t *translator) run(ctx context.Context, ready func()) {
 		case <-ctx.Done():
 			return
 		case <-t.dirty.wake:
+			t.metrics.waited.Observe(t.dirty.waiting().Seconds())
 			t.batch(t.dirty.drain())
 		}
 	}
@@ -126,6 +127,7 @@ func (t *translator) batch(changed map[key]struct{}) {
 	next := b.Build()
 	t.store.Swap(next)
 	t.metrics.swapped(next.Version())
+	t.metrics.triggered(changed)
 }
 
 // judge decides, before anything is translated, which version of each changed

@@ -411,6 +411,9 @@ func (c *client) current(url string, to *mesh.Snapshot) {
 }
 
 func (c *client) send(sub *subscription, u update, to *mesh.Snapshot) error {
+	if !c.behind.IsZero() {
+		c.server.metrics.queued.Observe(time.Since(c.behind).Seconds())
+	}
 	nonce, err := c.reply(u, to.Version())
 	sub.pending[nonce] = owed{to.Version(), c.behind}
 	c.mu.Lock()

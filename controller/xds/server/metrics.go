@@ -19,6 +19,7 @@ type metrics struct {
 	pushTime  *prometheus.HistogramVec
 	size      *prometheus.HistogramVec
 	converged prometheus.Histogram
+	queued    prometheus.Histogram
 	rejects   *prometheus.CounterVec
 	internal  prometheus.Counter
 	refused   prometheus.Counter
@@ -44,6 +45,10 @@ func newMetrics(r prometheus.Registerer) metrics {
 		converged: f.NewHistogram(prometheus.HistogramOpts{
 			Name: "pilot_proxy_convergence_time", Help: "Seconds from a change of the mesh to a client's acknowledgement of it.",
 			Buckets: []float64{.1, .5, 1, 3, 5, 10, 20, 30},
+		}),
+		queued: f.NewHistogram(prometheus.HistogramOpts{
+			Name: "pilot_proxy_queue_time", Help: "Seconds that a change waited before it was sent to a client.",
+			Buckets: []float64{.001, .01, .1, .5, 1, 3, 5, 10, 20, 30},
 		}),
 		rejects: f.NewCounterVec(prometheus.CounterOpts{
 			Name: "pilot_total_xds_rejects", Help: "Responses a client answered with a NACK.",

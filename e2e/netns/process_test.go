@@ -195,10 +195,15 @@ func (p *process) wantLog(t testing.TB, parts ...string) string {
 }
 
 // get fetches a page of the node's own HTTP servers.
-func (n *node) get(addr, path string) (string, error) {
+func (n *node) get(addr, path string) (string, error) { return page(n.ns, addr, path) }
+
+// page fetches a page as an application of the pod does.
+func (p *pod) page(addr, path string) (string, error) { return page(p.ns, addr, path) }
+
+func page(ns *netns.NS, addr, path string) (string, error) {
 	c := http.Client{Timeout: patience, Transport: &http.Transport{DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, a string) (net.Conn, error) {
-			return n.ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(a), netns.SocketOptions{})
+			return ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(a), netns.SocketOptions{})
 		}}}
 	r, err := c.Get("http://" + addr + path)
 	if err != nil {

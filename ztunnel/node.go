@@ -55,6 +55,8 @@ type Config struct {
 	DNS          dns.Settings
 	Own          Own
 	Inbound      InboundSettings
+	SOCKS        bool // a SOCKS5 proxy on the loopback of every pod
+	Egress       outbound.Egress
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
 	Levels       *live.Levels

@@ -25,6 +25,7 @@ type served struct {
 	out, in net.Listener
 	hbone   []net.Listener
 	dns     dnsSockets
+	socks   net.Listener       // nil: there is no SOCKS5 proxy
 	hard    context.CancelFunc // gives up everything
 	goAway  context.CancelFunc // HBONE connections finish their streams
 	done    chan struct{}      // closed when the last connection has ended
@@ -45,7 +46,7 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 		n: n, pod: p, life: life, done: make(chan struct{}),
 		live: &live.Pod{UID: p.UID, Name: p.Name, Namespace: p.Namespace, ServiceAccount: p.ServiceAccount},
 	}
-	if err := v.open(); err != nil {
+	if err := errors.Join(v.open(), v.listenSOCKS()); err != nil {
 		v.closeListeners()
 		return nil, err
 	}
@@ -61,6 +62,7 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
 		Pool: n.pool, Life: life, Table: n.table, HBONE: tunnels, Denied: n.cfg.Denied, Original: original,
 		Ports: v.ports(), Share: share, Demand: n.cfg.Demand, KeepAlive: n.cfg.KeepAlive, Names: n.names,
+		Egress: n.cfg.Egress,
 	})
 	in := inbound.New(inbound.Config{
 		Pod: v.live, Node: n.cfg.NodeName, Dialer: p.NS, Store: n.cfg.Store, Source: n.cfg.Certificates,
@@ -86,6 +88,9 @@ func (n *Node) serve(p handoff.Pod, life string) (*served, error) {
 	}
 	answers := v.answerer(share)
 	v.serveDNS(ctx, answers, accept)
+	if v.socks != nil {
+		accept("SOCKS5", func() error { return out.ServeSOCKS(ctx, v.socks, answers.Lookup) })
+	}
 	if !p.FromStart {
 		n.older.Add(v.live, v.sockets())
 	}
@@ -144,7 +149,7 @@ func (p *served) ports() []uint16 {
 
 // closeListeners stops accepting. Closing fails only when it was done before.
 func (p *served) closeListeners() {
-	for _, ln := range append([]net.Listener{p.out, p.in}, p.hbone...) {
+	for _, ln := range append([]net.Listener{p.out, p.in, p.socks}, p.hbone...) {
 		if ln != nil {
 			_ = ln.Close()
 		}

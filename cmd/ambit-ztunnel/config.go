@@ -48,6 +48,7 @@ type config struct {
 	Compliance                                        string // fips-140-2, pqc
 	LocalhostAppTunnel, ResponseBaggage, SOCKS5       bool
 	PreferredNamespace                                string
+	Outbound                                          string         // ALLOW_ANY, REGISTRY_ONLY, or "" for what the mesh says
 	BacklogLimit                                      int64          // bytes; 0: a quarter of the memory limit
 	Quotas                                            ztunnel.Quotas // zeros: from the machine
 	HandshakeRate                                     uint32

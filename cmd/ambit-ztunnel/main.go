@@ -115,7 +115,7 @@ func run(cfg *config) error {
 		NodeName: cfg.NodeName, Version: version, Socket: cfg.Socket,
 		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
-		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,
+		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,
 	})
 	log.Info("starting", "version", version, "node", cfg.NodeName, "cluster", cfg.ClusterID)
 

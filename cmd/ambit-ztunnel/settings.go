@@ -87,6 +87,8 @@ var settings = []setting{
 	{name: "COMPLIANCE_POLICY", value: oneOf(func(c *config) *string { return &c.Compliance }, "fips-140-2", "pqc"), help: "what TLS is restricted to: `fips-140-2` what that standard approves, `pqc` key exchange with X25519MLKEM768"},
 	{name: "LOCALHOST_APP_TUNNEL", def: "true", value: boolean(func(c *config) *bool { return &c.LocalhostAppTunnel }), help: "a workload with an application tunnel of protocol PROXY is dialled at its loopback address"},
 	{name: "ENABLE_RESPONSE_BAGGAGE", def: "true", value: boolean(func(c *config) *bool { return &c.ResponseBaggage }), help: "say who the destination is in the answer to a CONNECT, and believe what a client says of itself in telemetry"},
+	{name: "AMBIT_OUTBOUND_TRAFFIC_POLICY", instead: "`outboundTrafficPolicy` of the mesh's settings", value: oneOf(func(c *config) *string { return &c.Outbound }, "ALLOW_ANY", "REGISTRY_ONLY"),
+		help: "whether pods may connect to addresses that the mesh does not know; with `REGISTRY_ONLY` others are refused with `not_registered`"},
 	{name: "UNSTABLE_ENABLE_SOCKS5", def: "false", value: boolean(func(c *config) *bool { return &c.SOCKS5 }), help: "a SOCKS5 proxy on port 15080 of every pod's loopback"},
 	{name: "PREFERED_SERVICE_NAMESPACE", value: text("namespace", func(c *config) *string { return &c.PreferredNamespace }), help: "whose service answers a DNS query for a host name that several namespaces have"},
 

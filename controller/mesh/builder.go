@@ -31,6 +31,7 @@ type Builder struct {
 	workloads edit[string, *Workload]
 	byAddr    edit[addrKey, []*Workload]
 	byName    edit[nameKey, []*Workload]
+	onNode    edit[addrKey, int]
 	hosted    edit[nameKey, []*Workload]
 	services  edit[string, *Service]
 	byHost    edit[string, []*Service]
@@ -55,6 +56,7 @@ func NewBuilder(base *Snapshot) *Builder {
 		workloads: editOf(&base.workloads),
 		byAddr:    editOf(&base.byAddr),
 		byName:    editOf(&base.byName),
+		onNode:    editOf(&base.onNode),
 		hosted:    editOf(&base.hosted),
 		services:  editOf(&base.services),
 		byHost:    editOf(&base.byHost),
@@ -121,6 +123,7 @@ func (b *Builder) Build() *Snapshot {
 		workloads: b.workloads.done(),
 		byAddr:    b.byAddr.done(),
 		byName:    b.byName.done(),
+		onNode:    b.onNode.done(),
 		hosted:    b.hosted.done(),
 		services:  b.services.done(),
 		byHost:    b.byHost.done(),
@@ -146,7 +149,9 @@ func (b *Builder) Build() *Snapshot {
 func (b *Builder) addWorkload(w *Workload) {
 	b.touched.workloads[w.UID] = struct{}{}
 	b.workloads.set(w.UID, w)
-	if !w.HostNetwork {
+	if w.HostNetwork {
+		b.countOnNode(w, 1)
+	} else {
 		for _, a := range w.Addresses {
 			insert(&b.byAddr, addrKey{w.Network, a.Unmap()}, w, byRank)
 		}
@@ -167,7 +172,9 @@ func (b *Builder) dropWorkload(uid string) {
 	}
 	b.touched.workloads[uid] = struct{}{}
 	b.workloads.delete(uid)
-	if !w.HostNetwork {
+	if w.HostNetwork {
+		b.countOnNode(w, -1)
+	} else {
 		for _, a := range w.Addresses {
 			remove(&b.byAddr, addrKey{w.Network, a.Unmap()}, w)
 		}
@@ -178,6 +185,18 @@ func (b *Builder) dropWorkload(uid string) {
 	}
 	for key := range w.Services {
 		b.move(key, uid, Endpoint{})
+	}
+}
+
+func (b *Builder) countOnNode(w *Workload, by int) {
+	for _, a := range w.Addresses {
+		k := addrKey{w.Network, a.Unmap()}
+		n, _ := b.onNode.get(k)
+		if n+by == 0 {
+			b.onNode.delete(k)
+			continue
+		}
+		b.onNode.set(k, n+by)
 	}
 }
 

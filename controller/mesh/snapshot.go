@@ -17,6 +17,7 @@ type Snapshot struct {
 	workloads table[string, *Workload]
 	byAddr    table[addrKey, []*Workload] // best candidate first
 	byName    table[nameKey, []*Workload] // pod name within its namespace
+	onNode    table[addrKey, int]         // how many workloads on their node's network have the address
 	hosted    table[nameKey, []*Workload] // host name within its namespace, of those that have one
 	services  table[string, *Service]
 	byHost    table[string, []*Service]   // sorted by key

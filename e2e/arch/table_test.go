@@ -115,7 +115,7 @@ var table = []row{
 	// The L4 proxy.
 	{"ztunnel/live", []string{"controller/mesh", "controller/mesh/authz", "hbone/identity"}, []string{"client_golang"},
 		"one record per connection, read by admin and metrics; it does not open or accept any"},
-	{"ztunnel/outbound", []string{"ztunnel/live", "controller/mesh", "hbone", "hbone/pool", "hbone/identity", "cni/netns"}, nil,
+	{"ztunnel/outbound", []string{"ztunnel/egress", "ztunnel/socks", "ztunnel/live", "controller/mesh", "hbone", "hbone/pool", "hbone/identity", "cni/netns"}, nil,
 		"resolves from a snapshot; policy of the destination is decided at the destination"},
 	{"ztunnel/inbound", []string{"ztunnel/live", "controller/mesh", "controller/mesh/authz", "hbone", "hbone/identity", "cni/netns"}, nil,
 		"policy is asked before the application is dialled, in one place"},

@@ -30,6 +30,8 @@ const (
 	NameUnresolved    Reason = "name_unresolved"
 	Unsupported       Reason = "unsupported"
 	SelfCall          Reason = "self_call"
+	NotRegistered     Reason = "not_registered"
+	BadSOCKS          Reason = "bad_socks"
 	NoAddress         Reason = "no_address"
 
 	ConnectRefused     Reason = "connect_refused"
@@ -139,6 +141,8 @@ var meanings = []Meaning{
 	{Unsupported, FlagConnect, "the route needs a feature this version does not have; the error names it"},
 	{SelfCall, FlagConnect, "the application called one of ztunnel's own ports"},
 	{NoAddress, FlagConnect, "the chosen endpoint has no usable address"},
+	{NotRegistered, FlagConnect, "the mesh lets out only what is registered (REGISTRY_ONLY), and the destination is not; the error says what was looked for"},
+	{BadSOCKS, FlagConnect, "a request to the SOCKS5 proxy cannot be granted; the error says why"},
 
 	{ConnectRefused, FlagConnect, "nothing listens on the destination's port"},
 	{ConnectTimeout, FlagConnect, "the destination did not answer the TCP handshake within 10 s"},

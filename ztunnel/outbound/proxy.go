@@ -60,6 +60,8 @@ type Config struct {
 	// Names resolves what workloads have instead of an address; nil: one of the
 	// Proxy's own.
 	Names *Names
+	// Egress says what may leave the mesh; the zero value lets everything.
+	Egress Egress
 }
 
 // Proxy carries what one pod sends.
@@ -114,7 +116,12 @@ func (p *Proxy) serve(ctx context.Context, c *net.TCPConn) {
 		rec.Deny(src, dst, err)
 		return
 	}
-	route, up, err := p.connect(ctx, snap, self, src, dst)
+	p.carry(ctx, c, rec, snap, self, src, dst)
+}
+
+// carry takes the application's connection to dst, to its end.
+func (p *Proxy) carry(ctx context.Context, c *net.TCPConn, rec *live.Conn, snap *mesh.Snapshot, self *mesh.Workload, src, dst netip.AddrPort) {
+	route, up, err := p.connect(ctx, c, snap, self, src, dst)
 	facts := live.Facts{
 		Src: src, Dst: route.Addr, Original: dst, Source: self, Destination: route.Upstream, Service: route.Service,
 	}
@@ -153,7 +160,7 @@ func (p *Proxy) uncaptured(src, dst netip.AddrPort) bool {
 
 // connect resolves and dials. Where a service or a waypoint has other endpoints,
 // one that does not answer is left out and the next tried.
-func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Workload, src, dst netip.AddrPort) (Route, carrier, error) {
+func (p *Proxy) connect(ctx context.Context, app *net.TCPConn, snap *mesh.Snapshot, self *mesh.Workload, src, dst netip.AddrPort) (Route, carrier, error) {
 	var (
 		choice Choice
 		last   Route
@@ -177,6 +184,9 @@ func (p *Proxy) connect(ctx context.Context, snap *mesh.Snapshot, self *mesh.Wor
 				return last, nil, failed // what happened, not that nothing is left
 			}
 			return r, nil, r.Refusal
+		}
+		if err := p.admit(app, snap, self, &r); err != nil {
+			return r, nil, err
 		}
 		up, err := p.dial(ctx, &r, self, src)
 		if err == nil {

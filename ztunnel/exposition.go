@@ -59,6 +59,10 @@ func exposition(g prometheus.Gatherer) ([]byte, error) {
 	var b bytes.Buffer
 	enc := expfmt.NewEncoder(&b, expfmt.NewFormat(expfmt.TypeOpenMetrics))
 	for _, f := range families {
+		if help := f.GetHelp(); !stable(f.GetName()) && !strings.Contains(help, "unstable") {
+			help += " (unstable)" // of the Go runtime's collector
+			f.Help = &help
+		}
 		if err := enc.Encode(f); err != nil {
 			return nil, err
 		}
@@ -67,6 +71,17 @@ func exposition(g prometheus.Gatherer) ([]byte, error) {
 		err = c.Close()
 	}
 	return b.Bytes(), err
+}
+
+// stable are the metrics that stay as they are; the help of every other one says
+// that it is unstable.
+func stable(name string) bool {
+	switch name {
+	case "istio_build", "istio_tcp_connections_opened_total", "istio_tcp_connections_closed_total",
+		"istio_tcp_received_bytes_total", "istio_tcp_sent_bytes_total":
+		return true
+	}
+	return strings.HasPrefix(name, "process_")
 }
 
 // contentCoding is one that the metrics can be had in; the zero one is none.

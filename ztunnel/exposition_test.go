@@ -5,10 +5,12 @@ import (
 	"compress/zlib"
 	"io"
 	"net/http/httptest"
+	"net/netip"
 	"strconv"
 	"strings"
 	"testing"
 
+	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
@@ -77,6 +79,51 @@ func TestMetricsCodings(t *testing.T) {
 	}
 	if flushed != 5 {
 		t.Errorf("flushed %d times", flushed)
+	}
+}
+
+// TestStableMetrics: a few metrics are stable, and the help of every other says
+// that it is not; the traffic's have all their labels.
+//
+//ambit:feature telemetry-metrics
+func TestStableMetrics(t *testing.T) {
+	n := newNode(t)
+	pod := &live.Pod{UID: "u", Name: "p", Namespace: "ns"}
+	at := netip.MustParseAddrPort
+	for _, r := range []live.Reporter{live.Source, live.Destination} {
+		c := n.table.Accept(pod, r)
+		c.Open(live.Facts{Src: at("10.0.0.1:1"), Dst: at("10.0.0.2:2")})
+		c.End(live.Errorf(live.ConnectRefused, "refused"))
+		n.table.Metrics().SocketOpened(r)()
+	}
+	n.table.Flush()
+	w := httptest.NewRecorder()
+	metricsHandler(n.table.Flush, n.cfg.Registry).ServeHTTP(w, httptest.NewRequest("GET", "/metrics", nil))
+	body := w.Body.String()
+	var steady []string
+	for line := range strings.Lines(body) {
+		rest, ok := strings.CutPrefix(line, "# HELP ")
+		if !ok {
+			continue
+		}
+		name, help, _ := strings.Cut(rest, " ")
+		if strings.Contains(help, "unstable") && strings.HasPrefix(name, "process_") {
+			t.Errorf("%s: %s", name, help)
+		}
+		if !strings.Contains(help, "unstable") && !strings.HasPrefix(name, "process_") {
+			steady = append(steady, name)
+		}
+	}
+	if got, want := strings.Join(steady, " "), "istio_build istio_tcp_connections_closed istio_tcp_connections_opened istio_tcp_received_bytes istio_tcp_sent_bytes"; got != want {
+		t.Errorf("stable are %s\nwant %s", got, want)
+	}
+	for _, s := range []string{
+		"istio_tcp_sockets_open{reporter=\"source\"} 0", "# TYPE istio_tcp_connections_opened counter", "workload_manager_proxies_started_total 0",
+		"process_open_fds ", "process_max_fds ", "workload_manager_pending_proxy_count 0",
+	} {
+		if !strings.Contains(body, s) {
+			t.Errorf("no %s", s)
+		}
 	}
 }
 

@@ -1,6 +1,7 @@
 package ztunnel
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,7 @@ type Certificates interface {
 type Config struct {
 	NodeName string // "" takes workloads of any node for local
 	Version  string
+	Tag      string // what istio_build says instead
 	Socket   string // the node agent's ZDS socket
 	// AdminAddr, StatsAddr and ReadyAddr are host:port; "" leaves one out. With
 	// IPv4Only none of them listens to IPv6.
@@ -88,7 +90,7 @@ func New(cfg Config) *Node {
 		table:     live.New(live.Config{Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo, Store: cfg.Store, Metrics: metrics, Registerer: cfg.Registry, Logger: cfg.Logger}),
 		pool:      pool.New(cfg.Pool),
 		quota:     cfg.Quotas.quota(cfg.Registry),
-		metrics:   newNodeMetrics(cfg.Registry, cfg.Version),
+		metrics:   newNodeMetrics(cfg.Registry, cmp.Or(cfg.Tag, cfg.Version)),
 		dns:       dns.NewMetrics(cfg.Registry),
 		names:     outbound.NewNames(),
 		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "dns proxy", "workload proxy manager"),

@@ -112,7 +112,7 @@ func run(cfg *config) error {
 		Logger: log.With(live.ScopeKey, "xds"), Registerer: registry,
 	})
 	node := ztunnel.New(ztunnel.Config{
-		NodeName: cfg.NodeName, Version: version, Socket: cfg.Socket,
+		NodeName: cfg.NodeName, Version: version, Tag: cfg.proxyMetadata()["ISTIO_VERSION"], Socket: cfg.Socket,
 		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
 		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,

@@ -53,10 +53,6 @@ func (c *Controller) Store() *mesh.Store { return c.translator.store }
 // for its removal.
 func (c *Controller) Synced() <-chan struct{} { return c.synced }
 
-// Settings are those of the mesh's settings that data planes act on. They are
-// not known until Synced.
-func (c *Controller) Settings() *Settings { return c.translator.settings }
-
 // Run watches, translates and, while this replica holds the Lease, writes.
 // It returns when ctx ends and everything it started has ended.
 func (c *Controller) Run(ctx context.Context) error {

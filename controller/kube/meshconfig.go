@@ -4,48 +4,10 @@ import (
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/controller/translate"
 )
-
-// Settings are those of the mesh's settings that data planes act on, as they
-// are now.
-type Settings struct {
-	mu      sync.Mutex
-	now     mesh.Settings // guarded by mu
-	known   bool          // guarded by mu; false until a ConfigMap could be read, or there was none
-	changed chan struct{} // guarded by mu; closed at the next change
-}
-
-func newSettings() *Settings { return &Settings{changed: make(chan struct{})} }
-
-// Settings are what holds; false while nobody knows, because the ConfigMap
-// could not be read since the start: then clients keep what they have.
-func (s *Settings) Settings() (mesh.Settings, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.now, s.known
-}
-
-// Changed is closed at the next change; call it before Settings.
-func (s *Settings) Changed() <-chan struct{} {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.changed
-}
-
-func (s *Settings) set(now mesh.Settings) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.known && s.now.Equal(now) {
-		return
-	}
-	s.now, s.known = now, true
-	close(s.changed)
-	s.changed = make(chan struct{})
-}
 
 // scope is what decides whether objects of a namespace are read.
 type scope struct {
@@ -133,7 +95,7 @@ func (t *translator) readMeshConfig(v *view) {
 		t.cfg.Logger.Info("settings of the mesh", "configmap", k.namespace+"/"+k.name, "registry_only", now.RegistryOnly,
 			"trust_domain_aliases", now.TrustDomainAliases, "discovery_selectors", len(now.DiscoverySelectors))
 	}
-	t.settings.set(mesh.Settings{RegistryOnly: now.RegistryOnly, TrustDomainAliases: now.TrustDomainAliases})
+	t.settings = &mesh.Settings{RegistryOnly: now.RegistryOnly, TrustDomainAliases: now.TrustDomainAliases}
 }
 
 // contradicts says that a setting is not what the command line says.

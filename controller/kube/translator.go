@@ -33,7 +33,9 @@ type translator struct {
 
 	good     lastGood
 	gateways gatewayState
-	settings *Settings
+	// settings are what data planes act on, nil until a ConfigMap could be
+	// read or there was none.
+	settings *mesh.Settings
 	// whole says that the next expansion is everything; scopes is what decided
 	// about each namespace, nil before the first batch.
 	whole      bool
@@ -65,7 +67,7 @@ type policyVerdict struct {
 func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict func(policyVerdict)) *translator {
 	own := *cfg // the translation's settings change with the mesh's
 	return &translator{
-		cfg: &own, gateways: newGatewayState(), settings: newSettings(), caches: cs, dirty: dirty, store: mesh.NewStore(), metrics: m, verdict: verdict,
+		cfg: &own, gateways: newGatewayState(), caches: cs, dirty: dirty, store: mesh.NewStore(), metrics: m, verdict: verdict,
 		statuses: func(key, []translate.Condition) {},
 		good: lastGood{
 			policies: make(map[string]*securityv1.AuthorizationPolicy),
@@ -118,6 +120,9 @@ func (t *translator) batch(changed map[key]struct{}) {
 	t.translatePolicies(v, snap, a.policies, &d)
 	t.translatePeers(v, snap, a.peers, &d)
 	t.translateGateways(v, snap, &d)
+	if now, known := snap.Settings(); t.settings != nil && (!known || !now.Equal(*t.settings)) {
+		d.Settings = t.settings
+	}
 	t.metrics.observe(len(changed), time.Since(start), len(t.problems))
 	if d.Empty() {
 		return

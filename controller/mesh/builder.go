@@ -13,15 +13,16 @@ type Delta struct {
 	Workloads        []*Workload
 	Services         []*Service
 	Policies         []*Policy
-	RemovedWorkloads []string // UIDs
-	RemovedServices  []string // <namespace>/<hostname>
-	RemovedPolicies  []string // <namespace>/<name>
+	RemovedWorkloads []string  // UIDs
+	RemovedServices  []string  // <namespace>/<hostname>
+	RemovedPolicies  []string  // <namespace>/<name>
+	Settings         *Settings // nil: as they are
 }
 
 // Empty reports whether d changes nothing.
 func (d *Delta) Empty() bool {
 	return len(d.Workloads)+len(d.Services)+len(d.Policies)+
-		len(d.RemovedWorkloads)+len(d.RemovedServices)+len(d.RemovedPolicies) == 0
+		len(d.RemovedWorkloads)+len(d.RemovedServices)+len(d.RemovedPolicies) == 0 && d.Settings == nil
 }
 
 // Builder makes the successor of a snapshot. It is used by one goroutine and
@@ -40,6 +41,7 @@ type Builder struct {
 	policies  edit[string, *Policy]
 	inNS      edit[string, []*Policy]
 	global    []*Policy
+	settings  *Settings
 	// moved collects endpoint changes per service so that a batch of n
 	// endpoints is merged once, not n times; a nil Workload is a removal.
 	moved   map[string]map[string]Endpoint
@@ -65,6 +67,7 @@ func NewBuilder(base *Snapshot) *Builder {
 		policies:  editOf(&base.policies),
 		inNS:      editOf(&base.inNS),
 		global:    base.global,
+		settings:  base.settings,
 		moved:     make(map[string]map[string]Endpoint),
 	}
 	b.touched.workloads = make(map[string]struct{})
@@ -97,6 +100,9 @@ func (b *Builder) Apply(d Delta) {
 		}
 		b.dropPolicy(p.Key())
 		b.addPolicy(p)
+	}
+	if d.Settings != nil {
+		b.settings = d.Settings
 	}
 	for _, uid := range d.RemovedWorkloads {
 		b.dropWorkload(uid)
@@ -134,6 +140,7 @@ func (b *Builder) Build() *Snapshot {
 		policies:  b.policies.done(),
 		inNS:      b.inNS.done(),
 		global:    b.global,
+		settings:  b.settings,
 	}
 	if b.prefixes.shared != nil {
 		s.lengths = sortedLengths(&s.prefixes)

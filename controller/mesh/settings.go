@@ -16,3 +16,12 @@ type Settings struct {
 func (s Settings) Equal(o Settings) bool {
 	return s.RegistryOnly == o.RegistryOnly && slices.Equal(s.TrustDomainAliases, o.TrustDomainAliases)
 }
+
+// Settings are those of the mesh's settings that data planes act on; false
+// while nobody has said, as a control plane that is not ours never does.
+func (s *Snapshot) Settings() (Settings, bool) {
+	if s.settings == nil {
+		return Settings{}, false
+	}
+	return *s.settings, true
+}

@@ -28,6 +28,7 @@ type Snapshot struct {
 	policies  table[string, *Policy]      //
 	inNS      table[string, []*Policy]    // ScopeNamespace, sorted by key
 	global    []*Policy                   // ScopeGlobal, sorted by key
+	settings  *Settings                   // nil: nobody has said
 }
 
 type addrKey struct {

@@ -71,6 +71,7 @@ func New(c Config) *Client {
 		x.waiting[t] = true
 	}
 	x.held[wire.TypeTrust] = make(map[string]string)
+	x.held[wire.TypeSettings] = make(map[string]string)
 	if c.OnDemand {
 		x.demand = newDemand(c.Store, x.metrics.questions)
 		delete(x.waiting, wire.TypeAddress) // there may be none before somebody asks

@@ -66,7 +66,7 @@ func (c *Client) connect(ctx context.Context) outcome {
 			if err != nil {
 				continue // the stream has failed, which ended will say
 			}
-			c.askTrust(header, send)
+			c.askOwn(header, send)
 			if c.demand != nil {
 				c.demand.server(len(header.Get(wire.HeaderOnDemand)) > 0)
 			}
@@ -271,6 +271,8 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 		}
 	case wire.TypeTrust:
 		refused = c.applyTrust(r)
+	case wire.TypeSettings:
+		refused = c.applySettings(r)
 	default:
 		c.config.Logger.Warn("xds response of a type nobody asked for", "type", r.GetTypeUrl())
 		c.count("unknown", size)
@@ -293,7 +295,7 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 
 // hasState notes that there is a state of one type.
 func (c *Client) hasState(typeURL string) {
-	if typeURL == wire.TypeTrust || !c.waiting[typeURL] {
+	if typeURL == wire.TypeTrust || typeURL == wire.TypeSettings || !c.waiting[typeURL] {
 		return
 	}
 	delete(c.waiting, typeURL)

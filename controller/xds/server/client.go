@@ -50,8 +50,8 @@ type client struct {
 	whole  bool // the mesh is small: even who asks for single names gets all of it
 
 	// Owned by run.
-	subs  map[string]*subscription
-	trust trust
+	subs            map[string]*subscription
+	trust, settings single
 	// behind is when the first change came that the client has not been sent;
 	// zero when there is none.
 	behind time.Time
@@ -98,7 +98,10 @@ func (s *subscription) expect(names []string) {
 const gather = 100 * time.Millisecond
 
 func newClient(s *Server, stream discovery.AggregatedDiscoveryService_DeltaAggregatedResourcesServer, caller Caller, whole bool) *client {
-	return &client{server: s, stream: stream, caller: caller, whole: whole, since: time.Now(), subs: make(map[string]*subscription)}
+	return &client{server: s, stream: stream, caller: caller, whole: whole, since: time.Now(), subs: make(map[string]*subscription),
+		trust:    single{typeURL: wire.TypeTrust, name: wire.TrustName},
+		settings: single{typeURL: wire.TypeSettings, name: wire.SettingsName},
+	}
 }
 
 // run is the owner of the client's state; it returns the status of the stream.
@@ -165,6 +168,9 @@ func (c *client) run() (err error) {
 		// The roots go first and wait for nothing: they are what the rest is
 		// verified with, and a client may hold up a change of them.
 		if err := c.pushTrust(); err != nil {
+			return err
+		}
+		if err := c.pushSettings(c.server.config.Store.Load()); err != nil {
 			return err
 		}
 		if gathering == nil {
@@ -239,6 +245,10 @@ func (c *client) request(r *discovery.DeltaDiscoveryRequest) error {
 	url := r.GetTypeUrl()
 	if url == wire.TypeTrust && c.server.config.Trust != nil {
 		c.trustRequest(r)
+		return nil
+	}
+	if url == wire.TypeSettings {
+		c.singleRequest(&c.settings, "the mesh's settings", r)
 		return nil
 	}
 	if url != wire.TypeAddress && url != wire.TypeAuthorization {

@@ -94,6 +94,8 @@ func metricType(url string) string {
 	switch url {
 	case wire.TypeAuthorization:
 		return "wads"
+	case wire.TypeSettings:
+		return "settings"
 	case wire.TypeTrust:
 		return "roots"
 	}

@@ -156,8 +156,9 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 	if whole {
 		header.Set(wire.HeaderOnDemand, wire.OnDemandWhole)
 	}
+	header.Set(wire.HeaderTypes, wire.TypeSettings)
 	if s.config.Trust != nil {
-		header.Set(wire.HeaderTypes, wire.TypeTrust)
+		header.Append(wire.HeaderTypes, wire.TypeTrust)
 	}
 	// At once: a client asks for more than Istio's types only when it has read
 	// this.

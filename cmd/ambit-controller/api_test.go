@@ -187,6 +187,7 @@ const podUID = "Kubernetes//Pod/"
 // real tokens and the ztunnel's own clients.
 //
 //ambit:feature identity-root-stalled identity-root-abort identity-secret-damaged controller-bad-object controller-api
+//ambit:feature workload-allocate workload-allocate-coexist
 func TestAPIMode(t *testing.T) {
 	before := runtime.NumGoroutine()
 	l := newLab(t)
@@ -212,6 +213,7 @@ func TestAPIMode(t *testing.T) {
 		t.Run("policies", r.testPolicies)
 		t.Run("bad policy", r.testBadPolicy)
 		t.Run("peer authentication", r.testPeerAuthentication)
+		t.Run("external", r.testExternal)
 		t.Run("certificates", r.testCertificates)
 		t.Run("readers", r.testReaders)
 		t.Run("root certificates", r.testRoots)
@@ -285,7 +287,7 @@ func denyPolicy(name string, ports ...string) *securityv1.AuthorizationPolicy {
 }
 
 func (r *running) testPolicies(t *testing.T) {
-	if said := strings.Count(r.log.String(), "no security.istio.io/v1 types"); said != 1 {
+	if said := strings.Count(r.log.String(), "group=security.istio.io/v1"); said != 1 {
 		t.Errorf("missing CRDs were mentioned %d times", said)
 	}
 	r.installCRDs(t)
@@ -562,4 +564,5 @@ func (r *running) testSecondReplica(t *testing.T) {
 		_, err := r.client.CoreV1().ConfigMaps("plain").Get(t.Context(), kube.RootConfigMap, metav1.GetOptions{})
 		return err
 	})
+	r.testExternalGoesOn(t)
 }

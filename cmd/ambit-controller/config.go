@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -29,6 +31,9 @@ type config struct {
 	nodeAccounts   list
 	istioNames     bool
 	netPolicies    bool
+	allocate       bool
+	allocateIPv4   string
+	allocateIPv6   string
 	address        string
 	plaintext      string
 	monitoring     string
@@ -84,6 +89,9 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	fs.Var(&c.excluded, "exclude-namespaces", "namespaces that are never enrolled [$EXCLUDE_NAMESPACES]")
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
 	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
+	fs.BoolVar(&c.allocate, "allocate-addresses", envBool(env, "PILOT_ENABLE_IP_AUTOALLOCATE", true), "give the hosts of ServiceEntries addresses of their own, in their status [$PILOT_ENABLE_IP_AUTOALLOCATE]")
+	text(&c.allocateIPv4, "allocate-ipv4", "PILOT_IP_AUTOALLOCATE_IPV4_PREFIX", "240.240.0.0/16", "where these IPv4 addresses are from; empty: there are none")
+	text(&c.allocateIPv6, "allocate-ipv6", "PILOT_IP_AUTOALLOCATE_IPV6_PREFIX", "2001:2::/48", "where these IPv6 addresses are from; empty: there are none")
 	fs.BoolVar(&c.netPolicies, "network-policies", true, "hold what comes through tunnels to the NetworkPolicies of its pod, by its own port and source; false: whoever may reach port 15008 may reach every port, as far as NetworkPolicies go")
 	fs.DurationVar(&c.selfSignedLife, "self-signed-ca-lifetime", 10*365*24*time.Hour, "lifetime of a root certificate made at first start")
 	fs.DurationVar(&c.certificateTTL, "max-workload-cert-ttl", ca.MaxTTL, "longest life of a workload's certificate; who asks for more, up to 24h, gets this")
@@ -111,6 +119,25 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	return c, nil
 }
 
+// envBool is the variable's value, or fallback when it says neither.
+func envBool(env func(string) (string, bool), variable string, fallback bool) bool {
+	v, _ := env(variable)
+	if b, err := strconv.ParseBool(v); err == nil {
+		return b
+	}
+	return fallback
+}
+
+// allocateFrom of a valid configuration.
+func (c *config) allocateFrom() (from []netip.Prefix) {
+	for _, text := range []string{c.allocateIPv4, c.allocateIPv6} {
+		if p, err := netip.ParsePrefix(text); err == nil && c.allocate {
+			from = append(from, p)
+		}
+	}
+	return from
+}
+
 // Validate reports all problems at once.
 func (c *config) Validate() error {
 	var errs []error
@@ -131,6 +158,17 @@ func (c *config) Validate() error {
 		}
 		if _, err := net.ResolveTCPAddr("tcp", f[1]); err != nil {
 			bad(f[0], f[1], "not a host:port to listen on")
+		}
+	}
+	for _, f := range []struct {
+		name, value string
+		ipv4        bool
+	}{{"allocate-ipv4", c.allocateIPv4, true}, {"allocate-ipv6", c.allocateIPv6, false}} {
+		if f.value == "" {
+			continue
+		}
+		if p, err := netip.ParsePrefix(f.value); err != nil || p.Addr().Is4() != f.ipv4 || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > p.Addr().BitLen()-4 {
+			bad(f.name, f.value, "not a CIDR with room for addresses")
 		}
 	}
 	for _, a := range c.nodeAccounts {

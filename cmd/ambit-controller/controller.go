@@ -153,14 +153,15 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
 			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,
 		},
-		Enrolment:  enrolment,
-		Namespace:  c.cfg.namespace,
-		Replica:    c.cfg.replica,
-		Roots:      ring,
-		ConfigMaps: c.cfg.configMaps(),
-		Leading:    rotation.Lead,
-		Logger:     c.log,
-		Registerer: c.registry,
+		Enrolment:    enrolment,
+		Namespace:    c.cfg.namespace,
+		Replica:      c.cfg.replica,
+		Roots:        ring,
+		AllocateFrom: c.cfg.allocateFrom(),
+		ConfigMaps:   c.cfg.configMaps(),
+		Leading:      rotation.Lead,
+		Logger:       c.log,
+		Registerer:   c.registry,
 	})
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/client-go/kubernetes"
@@ -31,10 +32,13 @@ type Config struct {
 	Translate translate.Config
 	Enrolment translate.Enrolment
 
-	Namespace  string   // where the Lease is
-	Replica    string   // this replica's name on the Lease
-	Roots      Roots    // trust anchors for the ConfigMaps
-	ConfigMaps []string // names of the ConfigMaps that carry them
+	Namespace string // where the Lease is
+	Replica   string // this replica's name on the Lease
+	// AllocateFrom is where hosts of ServiceEntries get addresses from, one of
+	// each; none: they get none.
+	AllocateFrom []netip.Prefix
+	Roots        Roots    // trust anchors for the ConfigMaps
+	ConfigMaps   []string // names of the ConfigMaps that carry them
 	// Leading is run for as long as this replica holds the Lease; it returns
 	// when the term ends. nil: nothing.
 	Leading func(term context.Context)

@@ -16,6 +16,7 @@ type Controller struct {
 	dirty      *dirtySet
 	translator *translator
 	writer     *writer
+	allocator  *allocator
 	bindings   *bindings
 	reported   []cache.InformerSynced // of the types every cluster has, see record
 	synced     chan struct{}          // closed once, when the first snapshot is published
@@ -36,7 +37,11 @@ func New(cfg Config) (*Controller, error) {
 	if c.writer, err = newWriter(&c.cfg, cs, m); err != nil {
 		return nil, err
 	}
+	if c.allocator, err = newAllocator(&c.cfg, cs, m); err != nil {
+		return nil, err
+	}
 	c.translator = newTranslator(&c.cfg, cs, c.dirty, m, c.writer.want)
+	c.translator.external.addresses = c.allocator.want
 	c.bindings = newBindings(&c.cfg, cs, m)
 	c.translator.statuses = c.bindings.want
 	if c.reported, err = cs.recordAll(c.dirty); err != nil {
@@ -71,6 +76,7 @@ func (c *Controller) Run(ctx context.Context) error {
 	c.caches.core.Start(ctx.Done())
 	c.caches.meshFactory.Start(ctx.Done())
 	c.writer.start(ctx, &wg)
+	c.allocator.start(ctx, &wg)
 	wg.Go(func() {
 		<-ctx.Done()
 		c.bindings.queue.ShutDown()

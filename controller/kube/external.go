@@ -25,6 +25,9 @@ type external struct {
 	// workload names it, and namingInline the service entries whose endpoints
 	// do.
 	naming, namingInline map[string]names
+	// addresses is told of every entry which hosts are to have an address, and
+	// whether the entry is ours to write to.
+	addresses func(entry string, hosts []string, ours bool)
 }
 
 type became struct {
@@ -38,6 +41,7 @@ func newExternal() external {
 	return external{
 		became: make(map[string]became), canonical: make(map[string]string),
 		naming: make(map[string]names), namingInline: make(map[string]names),
+		addresses: func(string, []string, bool) {},
 	}
 }
 
@@ -247,6 +251,11 @@ func (t *translator) translateServices(v *view, snap *mesh.Snapshot, services, e
 			want[s.Key()] = s
 		}
 		t.become(name, se, &out, snap, d)
+		if se != nil && t.cfg.Translate.Writes(se, v) {
+			t.external.addresses(name, translate.AllocateHosts(se), true)
+		} else {
+			t.external.addresses(name, nil, false)
+		}
 	}
 	for k, s := range want {
 		switch old := snap.Service(k); {

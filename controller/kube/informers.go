@@ -104,7 +104,11 @@ func newCaches(c *Config) (*caches, error) {
 // else sees the object.
 func trim(obj any) (any, error) {
 	if m, err := meta.Accessor(obj); err == nil {
+		managers := m.GetManagedFields()
 		m.SetManagedFields(nil)
+		if se, ok := obj.(*networkingv1.ServiceEntry); ok {
+			se.ManagedFields = addressManagers(managers)
+		}
 		if a := m.GetAnnotations(); a[corev1.LastAppliedConfigAnnotation] != "" { // the whole object once more
 			delete(a, corev1.LastAppliedConfigAnnotation)
 			m.SetAnnotations(a)

@@ -28,6 +28,7 @@ func (c *Controller) lead(ctx context.Context) {
 				if c.cfg.Leading != nil {
 					parts.Go(func() { c.cfg.Leading(term) })
 				}
+				parts.Go(func() { c.allocator.run(term) })
 				parts.Go(func() { c.bindings.run(term) })
 				c.writer.run(term)
 				parts.Wait()

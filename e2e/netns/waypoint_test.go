@@ -137,7 +137,7 @@ func TestWeightedWaypoints(t *testing.T) {
 // ztunnel: as they are, or with the PROXY protocol in front, at its loopback
 // address.
 //
-//ambit:feature waypoint-sandwich waypoint-proxy-protocol
+//ambit:feature waypoint-sandwich waypoint-proxy-protocol waypoint-hairpin
 func TestSandwichedWaypoint(t *testing.T) { each(t, sandwiched, onlyIPv4, dual) }
 
 func sandwiched(t *testing.T, f families) {
@@ -170,7 +170,10 @@ func sandwiched(t *testing.T, f families) {
 		member("proxied.example")(rec)
 		rec.AppTunnel = &mesh.AppTunnel{Proxy: true, Port: 15088}
 	}
-	w.enrol(client, plain, proxied)
+	server := w.newPod(w.a, "server")
+	server.listen(8080, echo)
+	server.change = func(rec *mesh.Workload) { rec.Waypoint = gatewayNamed("plain.example", 15008) }
+	w.enrol(client, plain, proxied, server)
 	fronted := func(n int, host string) *mesh.Service {
 		return w.service(fmt.Sprintf("web%d.demo.svc.cluster.local", n), n, []mesh.Port{{ServicePort: 80, TargetPort: 8080}},
 			func(s *mesh.Service) { s.Waypoint = gatewayNamed(host, 15008) })
@@ -186,6 +189,12 @@ func sandwiched(t *testing.T, f families) {
 		w.a.zt.wantLog(t, "connection complete", "dst.addr="+plain.at(15008), "dst.hbone_addr="+f.vipAt(1, 80), `direction="outbound"`)
 		w.b.zt.wantLog(t, "connection complete", "dst.addr="+plain.at(15008), "dst.hbone_addr="+f.vipAt(1, 80),
 			`src.identity="`+client.id().String()+`"`, `dst.workload="plain"`, `direction="inbound"`)
+	})
+	t.Run("and what it dials itself goes direct", func(t *testing.T) {
+		c := plain.mustDial(t, server.at(8080))
+		pingPong(t, c, "from the waypoint")
+		c.Close()
+		w.b.zt.wantLog(t, "connection complete", `src.workload="plain"`, "dst.addr="+server.at(15008), "dst.hbone_addr="+server.at(8080), `direction="outbound"`)
 	})
 	t.Run("with the PROXY protocol", func(t *testing.T) {
 		client.hello(t, f.vipAt(2, 80), "proxied")

@@ -24,7 +24,6 @@ var advice = map[Reason]Advice{
 	UnknownWaypoint:   {"the waypoint that the destination names was deleted, or has no ready pod", "`kubectl get gateway`; the condition `WaypointBound` of the service; take the label `istio.io/use-waypoint` off to go without"},
 	UnknownGateway:    {"the gateway of the other network has no address yet, or the service is not shared with that network", "`ambit ztunnel-config workload -o json` shows `networkGateway` of the destination"},
 	NameUnresolved:    {"a ServiceEntry or WorkloadEntry names a host that does not exist, or the node's resolver does not answer", "resolve the name from the pod; `/etc/resolv.conf` of ztunnel"},
-	Unsupported:       {"the configuration asks for something newer than this ztunnel", "the error names it; upgrade ztunnel"},
 	NotRegistered:     {"the application calls a host that nobody has made a ServiceEntry for, or one known by its name alone and not with TLS and a server name", "a ServiceEntry for the host and port in the error; with `protocol: TLS` where it has no addresses; `outboundTrafficPolicy` of the mesh's settings"},
 	BadSOCKS:          {"the client speaks SOCKS4 or wants authentication, BIND or UDP; or the host name has no address", "SOCKS5 without authentication, `CONNECT` only; resolve the name from the pod"},
 	SelfCall:          {"the application called port 15001, 15006 or 15008 of its own pod, or a service has one of them as target port", "another port: these are the mesh's in every pod"},

@@ -28,7 +28,6 @@ const (
 	UnknownWaypoint   Reason = "unknown_waypoint"
 	UnknownGateway    Reason = "unknown_gateway"
 	NameUnresolved    Reason = "name_unresolved"
-	Unsupported       Reason = "unsupported"
 	SelfCall          Reason = "self_call"
 	NotRegistered     Reason = "not_registered"
 	BadSOCKS          Reason = "bad_socks"
@@ -138,7 +137,6 @@ var meanings = []Meaning{
 	{UnknownWaypoint, FlagConnect, "the destination's waypoint cannot be resolved; it is never bypassed"},
 	{UnknownGateway, FlagConnect, "the destination is in another network that cannot be reached: it has no gateway that is known, was not dialled by a service, or no service says who may answer there"},
 	{NameUnresolved, FlagConnect, "the destination is a host name, and DNS has no address for it"},
-	{Unsupported, FlagConnect, "the route needs a feature this version does not have; the error names it"},
 	{SelfCall, FlagConnect, "the application called one of ztunnel's own ports"},
 	{NoAddress, FlagConnect, "the chosen endpoint has no usable address"},
 	{NotRegistered, FlagConnect, "the mesh lets out only what is registered (REGISTRY_ONLY), and the destination is not; the error says what was looked for"},

@@ -101,6 +101,9 @@ func text(r Route) string {
 	return b.String()
 }
 
+// Where a connection goes, by the mesh's configuration.
+//
+//ambit:feature waypoint-hairpin waypoint-ingress
 func TestResolve(t *testing.T) {
 	source := workload("client", nil, "10.0.0.1")
 	way := workload("way", nil, "10.0.0.50")
@@ -229,6 +232,19 @@ func TestResolve(t *testing.T) {
 				v.Waypoint = waypointAt("10.0.0.50")
 			}, "10.1.0.1")},
 			want: "waypoint 10.0.0.50:15008 for 10.1.0.1:80 as ns1/sa-way of web"},
+		{name: "a waypoint for ingress is for gateways to use", dst: "10.1.0.1:80",
+			objects: []any{service("web", func(v *mesh.Service) { v.IngressWaypoint = true }, "10.1.0.1"), workload("s", member("web"), "10.0.0.2")},
+			want: "hbone 10.0.0.2:15008 for 10.0.0.2:8080 as ns1/sa-s of web"},
+		{name: "and takes nothing from the service's waypoint", dst: "10.1.0.1:80",
+			objects: []any{way, service("web", func(v *mesh.Service) { v.IngressWaypoint, v.Waypoint = true, waypointAt("10.0.0.50") }, "10.1.0.1"), workload("s", member("web"), "10.0.0.2")},
+			want: "waypoint 10.0.0.50:15008 for 10.1.0.1:80 as ns1/sa-way of web"},
+		{name: "a service's waypoint that calls the service goes to itself", source: way, dst: "10.1.0.1:80",
+			objects: []any{service("web", func(v *mesh.Service) { v.Waypoint = waypointAt("10.0.0.50") }, "10.1.0.1"), workload("s", member("web"), "10.0.0.2")},
+			want: "waypoint 10.0.0.50:15008 for 10.1.0.1:80 as ns1/sa-way of web"},
+		{name: "another pod of the waypoint's account does not go direct", dst: "10.0.0.2:80",
+			source:  workload("twin", func(w *mesh.Workload) { w.ServiceAccount = "sa-way" }, "10.0.0.51"),
+			objects: []any{way, workload("s", func(w *mesh.Workload) { w.Waypoint = waypointAt("10.0.0.50") }, "10.0.0.2")},
+			want:    "waypoint 10.0.0.50:15008 for 10.0.0.2:80 as ns1/sa-way"},
 		{name: "a workload wins over a service of the same address", dst: "10.1.0.1:80",
 			objects: []any{way, workload("s", nil, "10.1.0.1"), service("web", func(v *mesh.Service) { v.Waypoint = waypointAt("10.0.0.50") }, "10.1.0.1")},
 			want:    "hbone 10.1.0.1:15008 for 10.1.0.1:80 as ns1/sa-s"},

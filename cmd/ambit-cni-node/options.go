@@ -18,6 +18,7 @@ import (
 	"github.com/ambitmesh/ambit/cni/install"
 	"github.com/ambitmesh/ambit/cni/node"
 	"github.com/ambitmesh/ambit/cni/redirect"
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 type options struct {
@@ -53,6 +54,7 @@ func parse(args []string, getenv func(string) string) (options, error) {
 	f.StringVar(&o.node.Rules.OwnNamespace, "namespace", env("POD_NAMESPACE", ""), "namespace of Ambit's own components, never enrolled (POD_NAMESPACE)")
 	f.StringVar(&o.node.ZtunnelNamespace, "ztunnel-namespace", env("ZTUNNEL_NAMESPACE", ""), "namespace of the ztunnel that may have this node's pods; default the own one (ZTUNNEL_NAMESPACE)")
 	exclude := f.String("exclude-namespaces", env("EXCLUDE_NAMESPACES", "kube-system"), "namespaces that are never enrolled, separated by commas (EXCLUDE_NAMESPACES)")
+	selector := f.String("enablement-selector", env("AMBIENT_ENABLEMENT_SELECTOR", ""), "which pods ask for the mesh: a YAML list of podSelector and namespaceSelector, of which one item must match; default is the label istio.io/dataplane-mode=ambient of the pod, or of its namespace unless the pod says none. The controller needs the same (AMBIENT_ENABLEMENT_SELECTOR)")
 	f.StringVar(&o.hostRoot, "host-root", "/proc/1/root", "the host's root directory as seen from here")
 	f.StringVar(&o.cniBinDir, "cni-bin-dir", env("CNI_BIN_DIR", "/opt/cni/bin"), "plugin directory on the host (CNI_BIN_DIR)")
 	f.StringVar(&o.cniConfDir, "cni-conf-dir", env("CNI_CONF_DIR", "/etc/cni/net.d"), "network configuration directory on the host (CNI_CONF_DIR)")
@@ -86,6 +88,10 @@ func parse(args []string, getenv func(string) string) (options, error) {
 		return o, fmt.Errorf("kubelet port %d is no port", *kubeletPort)
 	}
 	o.node.KubeletPort = uint16(*kubeletPort)
+	var err error
+	if o.node.Rules.Selectors, err = enablement.Parse(*selector); err != nil {
+		return o, err
+	}
 	for n := range strings.SplitSeq(*exclude, ",") {
 		if n = strings.TrimSpace(n); n != "" {
 			o.node.Rules.ExcludeNamespaces = append(o.node.Rules.ExcludeNamespaces, n)

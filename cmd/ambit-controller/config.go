@@ -15,6 +15,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 // config is everything the command line and environment say.
@@ -29,6 +30,7 @@ type config struct {
 	network        string
 	excluded       list
 	nodeAccounts   list
+	enablement     string
 	istioNames     bool
 	netPolicies    bool
 	allocate       bool
@@ -87,6 +89,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	text(&c.plaintext, "plaintext-address", "", "", "address of xDS and CA without TLS; empty: off")
 	text(&c.monitoring, "monitoring-address", "", ":15014", "address of /metrics, /ready, /version, and for loopback /debug/clients")
 	fs.Var(&c.excluded, "exclude-namespaces", "namespaces that are never enrolled [$EXCLUDE_NAMESPACES]")
+	text(&c.enablement, "enablement-selector", "AMBIENT_ENABLEMENT_SELECTOR", "", "which pods are in the mesh, as the node agents have it: a YAML list of podSelector and namespaceSelector")
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
 	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
 	fs.BoolVar(&c.allocate, "allocate-addresses", envBool(env, "PILOT_ENABLE_IP_AUTOALLOCATE", true), "give the hosts of ServiceEntries addresses of their own, in their status [$PILOT_ENABLE_IP_AUTOALLOCATE]")
@@ -170,6 +173,9 @@ func (c *config) Validate() error {
 		if p, err := netip.ParsePrefix(f.value); err != nil || p.Addr().Is4() != f.ipv4 || p.Addr().Is4In6() || p != p.Masked() || p.Bits() > p.Addr().BitLen()-4 {
 			bad(f.name, f.value, "not a CIDR with room for addresses")
 		}
+	}
+	if _, err := enablement.Parse(c.enablement); err != nil {
+		bad("enablement-selector", c.enablement, err.Error())
 	}
 	for _, a := range c.nodeAccounts {
 		if ns, sa, ok := strings.Cut(a, "/"); !ok || ns == "" || sa == "" || strings.Contains(sa, "/") {

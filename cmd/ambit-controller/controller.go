@@ -27,6 +27,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
 	xds "github.com/ambitmesh/ambit/controller/xds/server"
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 // drain is how long streams may take to end when the controller stops.
@@ -145,6 +146,11 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 	start("keys of the CA", rotation.Run)
 
 	enrolment := translate.Enrolment{Excluded: c.cfg.excluded, SystemNamespace: c.cfg.namespace}
+	if c.cfg.enablement != "" {
+		if enrolment.Selectors, err = enablement.Parse(c.cfg.enablement); err != nil {
+			return err
+		}
+	}
 	k, err = kube.New(kube.Config{
 		Client:  c.client,
 		Istio:   c.istio,

@@ -122,6 +122,7 @@ type Agent struct {
 	kubelet *kubelet
 	older   *older
 	kept    atomic.Pointer[[]string]
+	claims  claims
 	others  atomic.Bool // the ztunnel last known was not ours
 	old     recovery
 	ready   atomic.Bool

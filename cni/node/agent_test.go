@@ -255,8 +255,13 @@ type box struct {
 // sandbox makes one, as the runtime and the plugins before ours do.
 func (b *bench) sandbox(id string) *box {
 	b.t.Helper()
+	return b.sandboxAt(id, netip.AddrFrom4([4]byte{10, 88, 0, byte(11 + b.n)}))
+}
+
+func (b *bench) sandboxAt(id string, addr netip.Addr) *box {
+	b.t.Helper()
 	b.n++
-	x := &box{id: id, path: filepath.Join(b.dir, "netns-"+id), ns: newNS(b.t), addr: netip.AddrFrom4([4]byte{10, 88, 0, byte(10 + b.n)})}
+	x := &box{id: id, path: filepath.Join(b.dir, "netns-"+id), ns: newNS(b.t), addr: addr}
 	name, gw := fmt.Sprintf("veth%d", b.n), "10.88.0.1"
 	must := func(err error) {
 		b.t.Helper()
@@ -313,9 +318,11 @@ func (b *bench) device(name, addr, to string) error {
 }
 
 // pod puts one into the API, without addresses: those come with the ADD.
-func (b *bench) pod(name string) *corev1.Pod {
+func (b *bench) pod(name string) *corev1.Pod { return b.annotated(name, nil) }
+
+func (b *bench) annotated(name string, notes map[string]string) *corev1.Pod {
 	p := &corev1.Pod{
-		ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: name, UID: types.UID("00000000-0000-0000-0000-00000000" + fmt.Sprintf("%04x", len(name)))},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "demo", Name: name, Annotations: notes, UID: types.UID("00000000-0000-0000-0000-00000000" + fmt.Sprintf("%04x", len(name)))},
 		Spec:       corev1.PodSpec{NodeName: b.cfg.Node},
 	}
 	b.api.put("pods", p)

@@ -23,6 +23,8 @@ type apiServer struct {
 	objects  map[string]map[string]object // guarded by mu: by resource and namespace/name
 	watchers map[chan []byte]string       // guarded by mu: the resource
 	patches  int                          // guarded by mu
+	held     []func()                     // guarded by mu: events kept back while holding
+	holding  bool                         // guarded by mu
 }
 
 type object = map[string]any
@@ -172,10 +174,31 @@ func (s *apiServer) store(resource, event string, o object) {
 	} else {
 		s.objects[resource][key] = o
 	}
-	for ch, of := range s.watchers {
-		if of == resource {
-			ch <- encode(object{"type": event, "object": o})
+	b := encode(object{"type": event, "object": o})
+	tell := func() {
+		for ch, of := range s.watchers {
+			if of == resource {
+				ch <- b
+			}
 		}
+	}
+	if s.holding {
+		s.held = append(s.held, tell)
+		return
+	}
+	tell()
+}
+
+// hold keeps events back, as a busy API server does, until it is called again.
+func (s *apiServer) hold(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holding = on
+	if !on {
+		for _, tell := range s.held {
+			tell()
+		}
+		s.held = nil
 	}
 }
 

@@ -7,13 +7,14 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/ambitmesh/ambit/cni/enroll"
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 // Names that users and other components know.
 const (
-	labelMode           = "istio.io/dataplane-mode"
-	modeAmbient         = "ambient"
-	modeNone            = "none"
+	labelMode           = enablement.Label
+	modeAmbient         = enablement.Ambient
+	modeNone            = enablement.None
 	annotationSidecar   = "sidecar.istio.io/status"
 	annotationRedirect  = "ambient.istio.io/redirection"
 	annotationReason    = "ambitmesh.io/redirection-reason"
@@ -30,6 +31,8 @@ const (
 type Rules struct {
 	ExcludeNamespaces []string // never enrolled
 	OwnNamespace      string   // where our components run
+	// Selectors say which pods ask for the mesh; nil is the default.
+	Selectors enablement.Selectors
 }
 
 // Decision is what is to be done with a pod.
@@ -44,12 +47,12 @@ type Decision struct {
 // Decide says whether a pod is to be captured. The first rule that applies
 // wins; they are ordered so that what makes capture impossible comes first.
 func Decide(r Rules, pod *corev1.Pod, namespace map[string]string) Decision {
-	asked := asks(pod.Labels, namespace)
+	asked := r.asks(pod.Labels, namespace)
 	refuse := func(reason string) Decision { return Decision{Asked: asked, Reason: reason} }
-	switch {
+	switch _, sidecar := pod.Annotations[annotationSidecar]; {
 	case pod.Spec.HostNetwork:
 		return refuse("uses the node's network namespace")
-	case pod.Annotations[annotationSidecar] != "":
+	case sidecar:
 		return refuse("has a sidecar")
 	case slices.Contains(r.ExcludeNamespaces, pod.Namespace):
 		return refuse(fmt.Sprintf("namespace %s is excluded", pod.Namespace))
@@ -65,15 +68,12 @@ func Decide(r Rules, pod *corev1.Pod, namespace map[string]string) Decision {
 	return Decision{Enrol: true, Asked: true}
 }
 
-// asks is the enablement rule: the pod's own label wins over its namespace's.
-func asks(pod, namespace map[string]string) bool {
-	switch pod[labelMode] {
-	case modeAmbient:
-		return true
-	case modeNone:
-		return false
+// asks is the enablement rule.
+func (r Rules) asks(pod, namespace map[string]string) bool {
+	if r.Selectors == nil {
+		return enablement.Default().Match(pod, namespace)
 	}
-	return namespace[labelMode] == modeAmbient
+	return r.Selectors.Match(pod, namespace)
 }
 
 // terminal pods have no process left that could send.
@@ -87,11 +87,11 @@ func NamespaceEnrolment(r Rules, name string, labels map[string]string, pods []*
 	if slices.Contains(r.ExcludeNamespaces, name) || r.OwnNamespace == name {
 		return enroll.Outside
 	}
-	if labels[labelMode] == modeAmbient {
+	if r.asks(nil, labels) {
 		return enroll.Enrolled
 	}
 	for _, p := range pods {
-		if p.Labels[labelMode] == modeAmbient {
+		if r.asks(p.Labels, labels) {
 			return enroll.Mixed
 		}
 	}

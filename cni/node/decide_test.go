@@ -9,10 +9,14 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/ambitmesh/ambit/cni/enroll"
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 var rules = Rules{ExcludeNamespaces: []string{"kube-system"}, OwnNamespace: "ambit-system"}
 
+// TestDecide is the documented order: the first rule that applies wins.
+//
+//ambit:feature enrol-order enrol-labels
 func TestDecide(t *testing.T) {
 	ambient := map[string]string{labelMode: modeAmbient}
 	for _, c := range []struct {
@@ -30,6 +34,19 @@ func TestDecide(t *testing.T) {
 		{"host network", edit(pod("a", nil), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), ambient, Decision{Asked: true, Reason: "uses the node's network namespace"}},
 		{"host network, not asked", edit(pod("a", nil), func(p *corev1.Pod) { p.Spec.HostNetwork = true }), nil, Decision{Reason: "uses the node's network namespace"}},
 		{"sidecar", edit(pod("a", nil), func(p *corev1.Pod) { p.Annotations = map[string]string{annotationSidecar: "{}"} }), ambient, Decision{Asked: true, Reason: "has a sidecar"}},
+		{"a sidecar that was to be injected and was not", pod("a", nil), map[string]string{labelMode: modeAmbient, "istio-injection": "enabled"}, Decision{Enrol: true, Asked: true}},
+		{"a sidecar with an empty status", edit(pod("a", nil), func(p *corev1.Pod) { p.Annotations = map[string]string{annotationSidecar: ""} }), ambient, Decision{Asked: true, Reason: "has a sidecar"}},
+		{"a native sidecar of its own", edit(pod("a", nil), func(p *corev1.Pod) {
+			always := corev1.ContainerRestartPolicyAlways
+			p.Spec.InitContainers = []corev1.Container{{Name: "logs", RestartPolicy: &always}}
+		}), ambient, Decision{Enrol: true, Asked: true}},
+		{"a native sidecar of Istio's", edit(pod("a", nil), func(p *corev1.Pod) {
+			always := corev1.ContainerRestartPolicyAlways
+			p.Spec.InitContainers = []corev1.Container{{Name: "istio-proxy", RestartPolicy: &always}}
+			p.Annotations = map[string]string{annotationSidecar: "{}"}
+		}), ambient, Decision{Asked: true, Reason: "has a sidecar"}},
+		{"a namespace that says none", pod("a", nil), map[string]string{labelMode: modeNone}, Decision{Reason: "not labelled"}},
+		{"waits for its first container", edit(pod("a", nil), func(p *corev1.Pod) { p.Status.Phase = corev1.PodPending }), ambient, Decision{Enrol: true, Asked: true}},
 		{"excluded", pod("kube-system", ambient), ambient, Decision{Asked: true, Reason: "namespace kube-system is excluded"}},
 		{"own", pod("ambit-system", nil), ambient, Decision{Asked: true, Reason: "namespace ambit-system is the mesh's own"}},
 		{"ended", edit(pod("a", nil), func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }), ambient, Decision{Reason: "has ended"}},
@@ -137,4 +154,73 @@ func FuzzCgroupPod(f *testing.F) {
 			t.Fatalf("uid %q", uid)
 		}
 	})
+}
+
+// TestSelectors: an installation's own selectors take the place of the labels,
+// for pods and for what the plugin may assume without an agent.
+//
+//ambit:feature enrol-selectors
+func TestSelectors(t *testing.T) {
+	s, err := enablement.Parse("- namespaceSelector: {matchLabels: {mesh: all}}\n- podSelector: {matchLabels: {mesh: me}}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := rules
+	r.Selectors = s
+	all, mine, labelled := map[string]string{"mesh": "all"}, pod("a", map[string]string{"mesh": "me"}), pod("a", map[string]string{labelMode: modeAmbient})
+	for _, c := range []struct {
+		pod       corev1.Pod
+		namespace map[string]string
+		want      bool
+	}{
+		{mine, nil, true},
+		{labelled, nil, false},
+		{pod("a", nil), all, true},
+		{pod("kube-system", nil), all, false},
+	} {
+		if got := Decide(r, &c.pod, c.namespace); got.Enrol != c.want {
+			t.Errorf("%v in %v: %+v", c.pod.Labels, c.namespace, got)
+		}
+	}
+	for want, got := range map[enroll.Enrolment]enroll.Enrolment{
+		enroll.Enrolled: NamespaceEnrolment(r, "a", all, nil),
+		enroll.Mixed:    NamespaceEnrolment(r, "a", nil, []*corev1.Pod{&labelled, &mine}),
+		enroll.Outside:  NamespaceEnrolment(r, "a", map[string]string{labelMode: modeAmbient}, []*corev1.Pod{&labelled}),
+	} {
+		if got != want {
+			t.Errorf("without an agent: %s, want %s", got, want)
+		}
+	}
+}
+
+// TestWishes: what a pod's annotations say, and that what cannot be read counts
+// as not there and is named.
+//
+//ambit:feature enrol-annotations
+func TestWishes(t *testing.T) {
+	for _, c := range []struct {
+		inbound, dns, reroute string
+		def                   bool
+		want                  wishes
+		unread                int
+	}{
+		{"", "", "", true, wishes{dns: true}, 0},
+		{"true", "false", "", true, wishes{inboundDirect: true}, 0},
+		{"false", "true", "", false, wishes{dns: true}, 0},
+		{"yes", "on", "", false, wishes{}, 2},
+		{"1", "0", "", true, wishes{inboundDirect: true}, 0},
+		{"", "", "br0, docker0,br0,", false, wishes{reroute: "br0,docker0"}, 0},
+		{"", "", "a-name-of-16-char,eth/0,kvm1", false, wishes{reroute: "kvm1"}, 2},
+		{"", "", "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17", false, wishes{reroute: "1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16"}, 1},
+	} {
+		notes := map[string]string{}
+		for name, v := range map[string]string{annotationInboundDirect: c.inbound, annotationDNS: c.dns, annotationReroute: c.reroute} {
+			if v != "" {
+				notes[name] = v
+			}
+		}
+		if got, unread := Wishes(notes, c.def); got != c.want || len(unread) != c.unread {
+			t.Errorf("%v: %+v, unread %q; want %+v, %d unread", notes, got, unread, c.want, c.unread)
+		}
+	}
 }

@@ -42,6 +42,7 @@ type held struct {
 	counted bool     // older is known
 	older   []uint64 // connections that capture found open, by cookie
 
+	unclaim func() // lets the namespace be another pod's
 	unwatch func() // ends the watch of its addresses and devices and waits
 }
 
@@ -98,5 +99,8 @@ func (h *held) close() {
 	if h.ns != nil {
 		h.ns.Close()
 	}
-	h.listeners, h.ns = nil, nil
+	if h.unclaim != nil {
+		h.unclaim()
+	}
+	h.listeners, h.ns, h.unclaim = nil, nil, nil
 }

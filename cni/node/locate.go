@@ -55,22 +55,29 @@ func (j *job) locate(ctx context.Context) error {
 		ns.Close()
 		return &refusal{"its sandbox is in the node's network namespace"}
 	}
+	unclaim, owner := j.a.claims.take(cookie, j.uid, podName(j.pod))
+	if owner != "" {
+		ns.Close()
+		return &refusal{fmt.Sprintf("its network namespace is that of pod %s", owner)}
+	}
 	now, strange, err := j.addresses(ns, want.addrs)
 	if err == nil && len(now) == 0 {
 		err = errors.New("the pod has no address yet")
 	}
 	if err != nil {
+		unclaim()
 		ns.Close()
 		return err
 	}
 	if j.held != nil {
 		// The pod has a new sandbox; the old one's namespace is going away.
 		if err := j.forgetHeld(ctx, false); err != nil {
+			unclaim()
 			ns.Close()
 			return err
 		}
 	}
-	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now, strange: strange}
+	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: want.id, path: want.netns, ns: ns, cookie: cookie, addrs: now, strange: strange, unclaim: unclaim}
 	if b := j.before; b != nil && b.ContainerID == want.id && b.Cookie == cookie {
 		j.held.foreign = b.Foreign
 	}

@@ -24,7 +24,7 @@ type entry struct {
 	cancel  context.CancelFunc // ends a job that un-enrols; nil while another runs
 	stays   bool               // that job was ended, the pod is not to leave any more
 	again   bool               // something changed while busy
-	waiters []chan<- enroll.Response
+	waiters []waiter
 	leaving []chan<- struct{} // waiting for the sandbox to be cleared
 	gone    bool              // the sandbox was removed: clear what is held
 	removed bool              // the next sandbox will come with an ADD
@@ -32,6 +32,37 @@ type entry struct {
 	retry   time.Time
 	look    time.Time // when to check for drift
 	refused string    // reason last logged
+}
+
+// waiter is an ADD that is not answered yet.
+type waiter struct {
+	containerID string
+	answer      chan<- enroll.Response // buffered
+}
+
+// answer tells everybody who waits.
+func (e *entry) answer(r enroll.Response) {
+	for _, w := range e.waiters {
+		w.answer <- r
+	}
+	e.waiters = nil
+}
+
+// captured tells those who wait for this sandbox. An ADD for another one that
+// came meanwhile has its turn; one for a sandbox that was superseded has not.
+func (e *entry) captured(containerID string) {
+	var left []waiter
+	for _, w := range e.waiters {
+		switch w.containerID {
+		case containerID:
+			w.answer <- enroll.Response{Outcome: enroll.Captured}
+		case e.sandbox.id:
+			left = append(left, w)
+		default:
+			w.answer <- enroll.Response{Outcome: enroll.Refused, Reason: "the pod has another sandbox already"}
+		}
+	}
+	e.waiters = left
 }
 
 // loop owns the state of all pods of the node. Its fields are only touched by
@@ -242,7 +273,7 @@ func (l *loop) add(ctx context.Context, add *addition) {
 	e.sandbox = add.sandbox
 	e.gone, e.removed = false, false
 	e.failed, e.retry = 0, time.Time{}
-	e.waiters = append(e.waiters, add.answer)
+	e.waiters = append(e.waiters, waiter{add.sandbox.id, add.answer})
 	l.settle(ctx, e)
 }
 
@@ -259,10 +290,7 @@ func (l *loop) del(ctx context.Context, del *deletion) {
 		}
 		if e.sandbox.id == del.containerID || e.sandbox.id == "" {
 			e.sandbox, e.removed = sandbox{}, true
-			for _, w := range e.waiters {
-				w <- enroll.Response{Outcome: enroll.Refused, Reason: "the sandbox is being removed"}
-			}
-			e.waiters = nil
+			e.answer(enroll.Response{Outcome: enroll.Refused, Reason: "the sandbox is being removed"})
 		}
 		if have == del.containerID || e.busy && e.sandbox.id == "" {
 			// While the pod has another sandbox already, the job that sets

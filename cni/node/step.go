@@ -69,10 +69,7 @@ func (l *loop) step(e *entry) step {
 
 // release ends an entry that needs nothing.
 func (l *loop) release(e *entry) {
-	for _, w := range e.waiters {
-		w <- enroll.Response{Outcome: enroll.Passed, Reason: "is not to be captured any more"}
-	}
-	e.waiters = nil
+	e.answer(enroll.Response{Outcome: enroll.Passed, Reason: "is not to be captured any more"})
 	for _, w := range e.leaving {
 		close(w)
 	}
@@ -142,10 +139,7 @@ func (l *loop) finish(r *result) *entry {
 			l.a.log.Warn("pod is not as it should be", "pod", r.name, "uid", r.uid, "want", r.step.String(), "reason", r.err, "attempt", e.failed)
 		}
 		if len(e.waiters) > 0 && (r.final || e.failed >= 4 && !r.pending) {
-			for _, w := range e.waiters {
-				w <- enroll.Response{Outcome: enroll.Refused, Reason: r.err.Error()}
-			}
-			e.waiters = nil
+			e.answer(enroll.Response{Outcome: enroll.Refused, Reason: r.err.Error()})
 		}
 		if r.final {
 			e.retry = time.Now().Add(retryMost)
@@ -156,10 +150,7 @@ func (l *loop) finish(r *result) *entry {
 	switch r.step {
 	case stepEnrol:
 		e.look = time.Now().Add(l.a.cfg.DriftEvery)
-		for _, w := range e.waiters {
-			w <- enroll.Response{Outcome: enroll.Captured}
-		}
-		e.waiters = nil
+		e.captured(r.held.containerID)
 	case stepWithdraw, stepForget:
 		if r.step == stepForget {
 			e.gone = false

@@ -4,14 +4,16 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/enablement"
 )
 
 // Labels and annotations that decide about a pod; values other than the two
 // modes have no effect.
 const (
-	DataplaneModeLabel    = "istio.io/dataplane-mode"
-	DataplaneAmbient      = "ambient"
-	DataplaneNone         = "none"
+	DataplaneModeLabel    = enablement.Label
+	DataplaneAmbient      = enablement.Ambient
+	DataplaneNone         = enablement.None
 	RedirectionAnnotation = "ambient.istio.io/redirection"
 	RedirectionEnabled    = "enabled"
 
@@ -22,6 +24,9 @@ const (
 type Enrolment struct {
 	Excluded        []string // namespaces that are never enrolled
 	SystemNamespace string   // where ztunnel pods run
+	// Selectors say which pods ask for the mesh; nil is the default. They are
+	// the node agents'.
+	Selectors enablement.Selectors
 }
 
 // DefaultEnrolment is what the manifests install.
@@ -48,6 +53,12 @@ func (e Enrolment) Enrolled(nsLabels map[string]string, pod *corev1.Pod) (bool, 
 		return false, "the pod is a ztunnel"
 	case Ended(pod):
 		return false, "the pod has ended (" + string(pod.Status.Phase) + ")"
+	}
+	if e.Selectors != nil {
+		if e.Selectors.Match(pod.Labels, nsLabels) {
+			return true, "an enablement selector matches"
+		}
+		return false, "no enablement selector matches"
 	}
 	switch mode := pod.Labels[DataplaneModeLabel]; {
 	case mode == DataplaneAmbient:

@@ -7,9 +7,11 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/vishvananda/netlink"
 )
 
 // What is in another network is reached through the gateway of that network: the
@@ -229,4 +231,43 @@ func addressOfAnother(t *testing.T, f families) {
 		t.Error("the pod that has the address now was connected to")
 	default:
 	}
+}
+
+// A pod that died without a word, and one of the same name and address in its
+// place, as a StatefulSet has it: the tunnel to the dead one is found out by the
+// first that wants to use it, who is served by the new one all the same.
+//
+//ambit:feature tunnel-dead-pod
+func TestSuccessorAtTheAddress(t *testing.T) { each(t, successorAtTheAddress, onlyIPv4) }
+
+func successorAtTheAddress(t *testing.T, f families) {
+	w := newWorldOf(t, f)
+	client, first := w.newPod(w.a, "client"), w.newPod(w.b, "server")
+	first.listen(9000, echo)
+	w.enrol(client, first)
+	open := client.mustDial(t, first.at(9000))
+	pingPong(t, open, "hello")
+
+	within(t, w.b.ns, func() error {
+		l, err := netlink.LinkByName(first.device)
+		if err != nil {
+			return err
+		}
+		return netlink.LinkDel(l)
+	})
+	w.b.agent.release(first)
+	w.pods-- // the next one gets what this one had
+	second := w.newPod(w.b, "server")
+	if second.addr != first.addr || second.meshUID() != first.meshUID() {
+		t.Fatalf("%s is not at %s", second.addr, first.addr)
+	}
+	second.listen(9000, echo)
+	w.enrol(second)
+
+	c := client.mustDial(t, second.at(9000))
+	pingPong(t, c, "hello, successor")
+	if _, err := open.Read(make([]byte, 1)); !errors.Is(err, syscall.ECONNRESET) {
+		t.Errorf("the connection to the dead pod: %v, not a reset", err)
+	}
+	w.a.zt.wantLog(t, "connection complete", "dst.hbone_addr="+first.at(9000), `reason="tunnel_lost"`)
 }

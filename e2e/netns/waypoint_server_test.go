@@ -40,7 +40,8 @@ type hboneServer struct {
 	src identity.Source
 
 	mu       sync.Mutex
-	requests []hbone.Request // guarded by mu
+	requests []hbone.Request  // guarded by mu
+	tunnels  []netip.AddrPort // guarded by mu; each request's client
 }
 
 // serveHBONE makes p serve HBONE with the identity of its pod.
@@ -52,7 +53,7 @@ func (p *pod) serveHBONE(port uint16, handle func(*hboneServer, *hbone.Incoming)
 	t.Cleanup(stop)
 	srv := &hbone.Server{TLS: identity.ServerConfig(s.src, p.id()), Handler: func(in *hbone.Incoming) {
 		s.mu.Lock()
-		s.requests = append(s.requests, in.Request)
+		s.requests, s.tunnels = append(s.requests, in.Request), append(s.tunnels, in.RemoteAddr())
 		s.mu.Unlock()
 		handle(s, in)
 	}}
@@ -68,6 +69,13 @@ func (s *hboneServer) last() hbone.Request {
 		s.t.Fatalf("%s was never asked", s.pod.name)
 	}
 	return s.requests[len(s.requests)-1]
+}
+
+// lastTunnel is where that came from.
+func (s *hboneServer) lastTunnel() netip.AddrPort {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tunnels[len(s.tunnels)-1]
 }
 
 func (s *hboneServer) count() int {

@@ -20,7 +20,7 @@ import (
 // what the waypoint is asked for, and what the log says, is what Istio's ztunnel
 // asks for and says.
 //
-//ambit:feature waypoint-workload waypoint-service waypoint-service-host-name waypoint-host-name waypoint-unknown
+//ambit:feature waypoint-workload waypoint-service waypoint-service-host-name waypoint-host-name waypoint-unknown security-tunnels-apart
 func TestWaypoints(t *testing.T) { each(t, waypoints, onlyIPv4, dual) }
 
 func waypoints(t *testing.T, f families) {
@@ -30,7 +30,9 @@ func waypoints(t *testing.T, f families) {
 	hb := way.serveHBONE(15008, answer)
 	w.enrol(client, server)
 	// 15010 is where the waypoint's service has its tunnels.
-	wayService := w.service("way.example", 90, []mesh.Port{{ServicePort: 15010, TargetPort: 15008}}, nil)
+	wayService := w.service("way.example", 90, []mesh.Port{{ServicePort: 15010, TargetPort: 15008}}, func(s *mesh.Service) {
+		s.SubjectAltNames = []string{"spiffe://cluster.local/ns/far/sa/way"}
+	})
 	w.tells(way, member("way.example"))
 	named := w.newPod(w.b, "named") // known by a host name of its own
 	hbNamed := named.serveHBONE(15008, answer)
@@ -82,6 +84,16 @@ func waypoints(t *testing.T, f families) {
 			w.a.zt.wantLog(t, line...)
 		})
 	}
+	t.Run("tunnels are shared by what wants the same server", func(t *testing.T) {
+		client.hello(t, f.vipAt(1, 80), "one")
+		one := hb.lastTunnel()
+		client.hello(t, server.at(8080), "two")
+		two := hb.lastTunnel()
+		client.hello(t, f.vipAt(2, 80), "three") // which may be somebody else as well
+		if three := hb.lastTunnel(); one != two || two == three {
+			t.Errorf("tunnels %s, %s, %s", one, two, three)
+		}
+	})
 	t.Run("not of a workload for what goes to a service", func(t *testing.T) {
 		before := hb.count()
 		c := client.mustDial(t, f.vipAt(5, 80))

@@ -14,11 +14,11 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 
+	"github.com/ambitmesh/ambit/cni/enablement"
 	"github.com/ambitmesh/ambit/cni/enroll"
 	"github.com/ambitmesh/ambit/cni/install"
 	"github.com/ambitmesh/ambit/cni/node"
 	"github.com/ambitmesh/ambit/cni/redirect"
-	"github.com/ambitmesh/ambit/enablement"
 )
 
 type options struct {

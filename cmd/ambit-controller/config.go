@@ -12,10 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/ambitmesh/ambit/cni/enablement"
 	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
-	"github.com/ambitmesh/ambit/enablement"
 )
 
 // config is everything the command line and environment say.

@@ -23,11 +23,11 @@ import (
 
 	istioclient "istio.io/client-go/pkg/clientset/versioned"
 
+	"github.com/ambitmesh/ambit/cni/enablement"
 	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
 	xds "github.com/ambitmesh/ambit/controller/xds/server"
-	"github.com/ambitmesh/ambit/enablement"
 )
 
 // drain is how long streams may take to end when the controller stops.

@@ -6,8 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/ambitmesh/ambit/cni/enablement"
 	"github.com/ambitmesh/ambit/cni/enroll"
-	"github.com/ambitmesh/ambit/enablement"
 )
 
 // Names that users and other components know.

@@ -8,8 +8,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/ambitmesh/ambit/cni/enablement"
 	"github.com/ambitmesh/ambit/cni/enroll"
-	"github.com/ambitmesh/ambit/enablement"
 )
 
 var rules = Rules{ExcludeNamespaces: []string{"kube-system"}, OwnNamespace: "ambit-system"}

@@ -5,7 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/ambitmesh/ambit/enablement"
+	"github.com/ambitmesh/ambit/cni/enablement"
 )
 
 // Labels and annotations that decide about a pod; values other than the two

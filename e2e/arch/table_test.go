@@ -71,7 +71,7 @@ var table = []row{
 		"the server streams snapshots; where they come from is not its business"},
 	{"controller/xds/client", []string{"controller/wire/...", "controller/mesh"}, []string{"grpc", "protobuf", "discovery", "client_golang"},
 		"the client builds snapshots; who reads them is not its business"},
-	{"controller/translate", []string{"controller/mesh", "enablement", "hbone/identity"}, []string{"api-types"},
+	{"controller/translate", []string{"controller/mesh", "cni/enablement", "hbone/identity"}, []string{"api-types"},
 		"translation is pure: objects in, delta out, golden files; no client, no clock, no log"},
 	{"controller/translate/malformed", nil, []string{"api-types"},
 		"makes objects from schemas, for tests; production code has no use for it"},
@@ -91,7 +91,7 @@ var table = []row{
 		"explains snapshots; pure, so that the CLI and the controller give the same answer"},
 
 	// Which pods ask for the mesh: the agent captures them, the CA believes them.
-	{"enablement", nil, []string{"api-types"},
+	{"cni/enablement", nil, []string{"api-types"},
 		"label selectors and nothing else, so that both sides can link it"},
 
 	// The node.
@@ -111,7 +111,7 @@ var table = []row{
 		"both ends of one socket; shared by agent and ztunnel, so it may not know either"},
 	{"cni/plugin", []string{"cni/enroll"}, []string{"cni"},
 		"exec'd at every pod start: no client-go, no ebpf, no daemon code"},
-	{"cni/node", []string{"cni/netns", "cni/redirect", "cni/cri", "cni/enroll", "cni/handoff", "enablement"}, []string{"client-go", "api-types", "client_golang", "x/sys"},
+	{"cni/node", []string{"cni/netns", "cni/redirect", "cni/cri", "cni/enroll", "cni/handoff", "cni/enablement"}, []string{"client-go", "api-types", "client_golang", "x/sys"},
 		"the agent wires the cni packages and nothing of the other parts"},
 	{"cni/install", nil, []string{"fsnotify"},
 		"moves files; must work when the API server does not"},
@@ -146,7 +146,7 @@ var table = []row{
 	// Programs: flags to Config, then New and Run of what they wire.
 	{"cmd/ambit", []string{"controller/ca/rotation", "controller/diagnose", "controller/mesh", "controller/mesh/authz", "controller/translate"}, []string{"cobra", "client-go", "api-types", "expfmt"},
 		"the CLI asks the API server and explains; it contains no part of the data plane"},
-	{"cmd/ambit-controller", []string{"controller/...", "enablement", "hbone/identity"}, []string{"client-go", "api-types", "grpc", "client_golang"},
+	{"cmd/ambit-controller", []string{"controller/...", "cni/enablement", "hbone/identity"}, []string{"client-go", "api-types", "grpc", "client_golang"},
 		"the controller wires controller packages"},
 	{"cmd/ambit-ztunnel", []string{"ztunnel", "ztunnel/...", "controller/mesh", "controller/xds/client", "controller/ca/client", "hbone/...", "cni/handoff", "cni/netns"}, []string{"client_golang", "x/sys"},
 		"ztunnel never talks to the API server; from the controller it links only the vocabulary and the two clients"},
@@ -154,7 +154,7 @@ var table = []row{
 		"the waypoint never talks to the API server"},
 	{"cmd/ambit-cni", []string{"cni/plugin", "cni/enroll"}, []string{"cni"},
 		"exec'd at every pod start"},
-	{"cmd/ambit-cni-node", []string{"cni/...", "enablement"}, []string{"client-go", "api-types", "client_golang"},
+	{"cmd/ambit-cni-node", []string{"cni/..."}, []string{"client-go", "api-types", "client_golang"},
 		"the agent wires the cni packages"},
 
 	// Tests and manifests may look at anything; nobody may look at them.

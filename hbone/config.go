@@ -1,6 +1,7 @@
 package hbone
 
 import (
+	"crypto/x509"
 	"time"
 )
 
@@ -32,6 +33,10 @@ type Config struct {
 	HandshakeTimeout time.Duration // 10 s
 	// ReadsClient makes a server say that it reads ClientHeader.
 	ReadsClient bool
+	// Watch, if set, is told of every connection that stands: by whom it was
+	// made, the peer's certificates as presented, and a function that ends it with all its
+	// streams, for a cause they all get. What it returns is called at the end.
+	Watch func(client bool, chain []*x509.Certificate, end func(error)) (unwatch func())
 	// Budget, shared by many connections, bounds what they hold together; nil: nothing does.
 	Budget *Budget
 }

@@ -3,6 +3,7 @@ package hbone
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -26,6 +27,7 @@ type Conn struct {
 	nc            net.Conn
 	rec           record
 	peer          identity.ID
+	chain         []*x509.Certificate // the peer's, for cfg.Watch
 	local, remote netip.AddrPort
 	serve         func(*Incoming) // server only
 	refused       func(netip.AddrPort, error)
@@ -132,6 +134,9 @@ func handshake(ctx context.Context, nc net.Conn, tc *tls.Config, cfg Config, cli
 		peerStreams: cfg.MaxStreams,
 		idleSince:   time.Now(),
 	}
+	if cfg.Watch != nil {
+		c.chain = cs.PeerCertificates
+	}
 	c.out.init(c)
 	c.in.init(c)
 	b.wake = c.out.flush
@@ -158,6 +163,9 @@ func (c *Conn) start() {
 // ended it, and closes it.
 func (c *Conn) run() {
 	defer c.running.Done()
+	if c.cfg.Watch != nil {
+		defer c.cfg.Watch(c.client, c.chain, func(err error) { c.fail(&ConnError{Op: "cut", Err: err}) })()
+	}
 	err := c.in.loop()
 	c.fail(err)
 	<-c.out.finished

@@ -63,7 +63,8 @@ func (s *Server) Serve(ctx context.Context, nc net.Conn) error {
 	if errors.Is(err, ErrPeerClosed) && c.in.settled && !cut || errors.Is(err, ErrClosed) {
 		return nil
 	}
-	if !c.in.settled && s.OnHandshakeError != nil {
+	// After our GOAWAY a client may well leave before it has said a word.
+	if !c.in.settled && ctx.Err() == nil && s.OnHandshakeError != nil {
 		s.OnHandshakeError(c.remote, err)
 	}
 	return err

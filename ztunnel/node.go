@@ -39,6 +39,7 @@ type Config struct {
 	// IPv4Only none of them listens to IPv6.
 	AdminAddr, StatsAddr, ReadyAddr string
 	IPv4Only                        bool
+	OwnPorts                        bool          // listeners of our own making are not shared with a successor
 	Grace                           time.Duration // how long open connections may go on at the end
 	Progress                        time.Duration // how often a long connection is logged; 0: at its end only
 	PolicyInfo                      bool          // decisions of policy are logged at level info, not debug
@@ -85,6 +86,9 @@ type Node struct {
 // New makes a Node; it has no effects before Run but registering metrics.
 func New(cfg Config) *Node {
 	metrics := live.NewMetrics(cfg.Registry)
+	if v := newRevocation(cfg.Certificates, cfg.Registry); v != nil {
+		cfg.HBONE.Watch = v.watch
+	}
 	n := &Node{
 		cfg:       cfg,
 		table:     live.New(live.Config{Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo, Store: cfg.Store, Metrics: metrics, Registerer: cfg.Registry, Logger: cfg.Logger}),

@@ -34,6 +34,7 @@ func (c *noCertificates) Certificate(context.Context, identity.ID) (*tls.Certifi
 	return nil, errors.New("no CA here")
 }
 func (c *noCertificates) Roots() *x509.CertPool   { return nil }
+func (c *noCertificates) Terms() *identity.Terms  { return nil }
 func (c *noCertificates) Prefetch(id identity.ID) { c.wanted = append(c.wanted, id) }
 func (c *noCertificates) Forget(id identity.ID)   { c.unwanted = append(c.unwanted, id) }
 

@@ -21,7 +21,7 @@ const defaultControlPlane = "https://ambit-controller.ambit-system.svc:15012"
 
 // config is everything the process is told; settings.go says by what.
 type config struct {
-	NodeName, ClusterID, Network, ClusterDomain       string
+	NodeName, ClusterID, ClusterDomain                string
 	TrustDomain                                       string // of its own identity in the dump
 	PodName, PodNamespace, ServiceAccount, InstanceIP string
 	Meta, ProxyMetadata                               map[string]string // without the prefix ISTIO_META_
@@ -113,6 +113,9 @@ func (c *config) Validate() error {
 	if _, err := live.NewLevels(c.LogLevel); err != nil {
 		errs = append(errs, fmt.Errorf("RUST_LOG: %w", err))
 	}
+	if c.OnDemand && c.dnsCapture() {
+		errs = append(errs, errors.New("XDS_ON_DEMAND=true: names cannot be answered for workloads that are not known; it wants ISTIO_META_DNS_CAPTURE=false"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -140,6 +143,7 @@ func (c *config) nodeID() string {
 func (c *config) metadata(version string) map[string]string {
 	m := map[string]string{
 		"ISTIO_VERSION": version, // what istioctl and pilot_xds{version} show
+		"CLUSTER_ID":    c.ClusterID,
 		"NAME":          c.PodName, "NAMESPACE": c.PodNamespace, "INSTANCE_IPS": c.InstanceIP, "NODE_NAME": c.NodeName,
 	}
 	maps.Copy(m, c.proxyMetadata())

@@ -55,7 +55,11 @@ func main() {
 		return
 	}
 	// Up to here nothing has touched the machine.
-	if err := run(cfg); err != nil {
+	err := cfg.approve(os.Environ())
+	if err == nil {
+		err = run(cfg)
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "ambit-ztunnel:", err)
 		os.Exit(1)
 	}
@@ -99,23 +103,19 @@ func run(cfg *config) error {
 
 	registry := prometheus.NewRegistry()
 	store := mesh.NewStore()
-	xdsAddr, xdsTLS, _ := endpoint(cfg.XDSAddress)
-	caAddr, caTLS, _ := endpoint(cfg.CAAddress)
-	auth := token(cfg.AuthToken)
-	source := ca.New(ca.Config{
-		Address: caAddr, TLS: rootsTLS(caTLS, cfg.CARootCA, cfg.CAName), Token: auth, ClusterID: cfg.ClusterID, Impersonate: true,
-		TTL: cfg.SecretTTL, Logger: log.With(live.ScopeKey, "ca"), Registerer: registry,
-	})
-	client := xds.New(xds.Config{
-		Address: xdsAddr, TLS: rootsTLS(xdsTLS, cfg.XDSRootCA, cfg.XDSName), Token: auth, ClusterID: cfg.ClusterID,
-		NodeID: cfg.nodeID(), Metadata: cfg.metadata(version), Store: store, Trust: source.SetRoots,
-		Logger: log.With(live.ScopeKey, "xds"), Registerer: registry,
-	})
+	terms, crl := cfg.terms(log)
+	caConfig := cfg.ca(terms)
+	caConfig.Logger, caConfig.Registerer = log.With(live.ScopeKey, "ca"), registry
+	source := ca.New(caConfig)
+	xdsConfig := cfg.xds(terms, store)
+	xdsConfig.Trust, xdsConfig.Logger, xdsConfig.Registerer = source.SetRoots, log.With(live.ScopeKey, "xds"), registry
+	client := xds.New(xdsConfig)
 	node := ztunnel.New(ztunnel.Config{
 		NodeName: cfg.NodeName, Version: version, Tag: cfg.proxyMetadata()["ISTIO_VERSION"], Socket: cfg.Socket,
-		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
+		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, OwnPorts: !cfg.PortReuse, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
-		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas, Registry: registry, Logger: log, Levels: levels,
+		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas,
+		Demand: demand(client), KeepAlive: cfg.KeepAlive.sockets(), Registry: registry, Logger: log, Levels: levels,
 	})
 	log.Info("starting", "version", version, "node", cfg.NodeName, "cluster", cfg.ClusterID)
 
@@ -123,9 +123,10 @@ func run(cfg *config) error {
 	// needed while connections drain.
 	control, end := context.WithCancel(context.Background())
 	var wg sync.WaitGroup
-	var errs [2]error
+	var errs [3]error
 	wg.Go(func() { errs[0] = client.Run(control) })
 	wg.Go(func() { errs[1] = source.Run(control) })
+	wg.Go(func() { errs[2] = crl(control) })
 	err = node.Run(ctx)
 	end()
 	wg.Wait()

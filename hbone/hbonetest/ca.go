@@ -38,7 +38,7 @@ func NewCA(t testing.TB) *CA {
 		NotAfter:              time.Now().Add(24 * time.Hour),
 		IsCA:                  true,
 		BasicConstraintsValid: true,
-		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		KeyUsage:              x509.KeyUsageCertSign | x509.KeyUsageCRLSign | x509.KeyUsageDigitalSignature,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, key.Public(), key)
 	if err != nil {
@@ -58,6 +58,9 @@ func (ca *CA) Roots() *x509.CertPool { return ca.pool }
 
 // Certificate is the CA's own.
 func (ca *CA) Certificate() *x509.Certificate { return ca.cert }
+
+// Key signs for the CA.
+func (ca *CA) Key() *ecdsa.PrivateKey { return ca.key }
 
 // IssueOptions change what Issue makes from an ordinary certificate of a workload.
 type IssueOptions struct {
@@ -127,6 +130,7 @@ func (ca *CA) Source(ids ...identity.ID) identity.Source {
 type Source struct {
 	Trust *x509.CertPool
 	Certs map[identity.ID]*tls.Certificate
+	Asks  *identity.Terms // of peers
 }
 
 // Certificate implements identity.Source.
@@ -139,6 +143,9 @@ func (s Source) Certificate(_ context.Context, id identity.ID) (*tls.Certificate
 
 // Roots implements identity.Source.
 func (s Source) Roots() *x509.CertPool { return s.Trust }
+
+// Terms implements identity.Source.
+func (s Source) Terms() *identity.Terms { return s.Asks }
 
 // ID is an identity of the test's trust domain.
 func ID(name string) identity.ID {

@@ -15,4 +15,6 @@ type Source interface {
 	// Roots are the trust anchors peers are verified against; nil until the
 	// first certificate has arrived.
 	Roots() *x509.CertPool
+	// Terms are what peers have to keep to besides; nil: nothing further.
+	Terms() *Terms
 }

@@ -9,8 +9,8 @@ import (
 // base is what both sides agree on: TLS 1.3, ALPN h2, no resumption. Go picks
 // AES-128-GCM first where AES is in hardware and cannot be told otherwise for
 // TLS 1.3; key shares are offered hybrid first.
-func base() *tls.Config {
-	return &tls.Config{
+func base(terms *Terms) *tls.Config {
+	c := &tls.Config{
 		MinVersion:                  tls.VersionTLS13,
 		MaxVersion:                  tls.VersionTLS13,
 		NextProtos:                  []string{"h2"},
@@ -18,14 +18,16 @@ func base() *tls.Config {
 		SessionTicketsDisabled:      true,
 		DynamicRecordSizingDisabled: true,
 	}
+	terms.Restrict(c)
+	return c
 }
 
 // ServerConfig is the server half of mutual TLS for the workload self. A client
 // must present a certificate that chains to src.Roots(), allows client
-// authentication, and names an identity of self's trust domain. Certificate and
+// authentication, and names an identity of self's trust domain or an alias of it. Certificate and
 // roots are asked for at every handshake, so rotation needs nothing further.
 func ServerConfig(src Source, self ID) *tls.Config {
-	c := base()
+	c := base(src.Terms())
 	// RequestClientCert, because with a stricter mode crypto/tls refuses a missing
 	// certificate itself with an error nobody can classify; VerifyConnection
 	// always runs and refuses it as no_certificate.
@@ -34,7 +36,7 @@ func ServerConfig(src Source, self ID) *tls.Config {
 		return certificate(h.Context(), src, self)
 	}
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		return verifyClient(cs.PeerCertificates, src.Roots(), self)
+		return verifyClient(cs.PeerCertificates, src.Roots(), self, src.Terms())
 	}
 	return c
 }
@@ -44,7 +46,7 @@ func ServerConfig(src Source, self ID) *tls.Config {
 // one of expect among its SPIFFE URI SANs. Host names play no part and no
 // SNI is sent. An empty expect never verifies.
 func ClientConfig(src Source, self ID, expect []ID) *tls.Config {
-	c := base()
+	c := base(src.Terms())
 	// The check by host name is what is skipped; VerifyConnection below does the rest
 	// and fails closed.
 	c.InsecureSkipVerify = true
@@ -52,7 +54,7 @@ func ClientConfig(src Source, self ID, expect []ID) *tls.Config {
 		return certificate(r.Context(), src, self)
 	}
 	c.VerifyConnection = func(cs tls.ConnectionState) error {
-		return verifyServer(cs.PeerCertificates, src.Roots(), expect)
+		return verifyServer(cs.PeerCertificates, src.Roots(), self, expect, src.Terms())
 	}
 	return c
 }

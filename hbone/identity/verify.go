@@ -40,8 +40,8 @@ func (e *VerifyError) Error() string {
 
 func (e *VerifyError) Unwrap() error { return e.Err }
 
-func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, self ID) error {
-	leaf, err := verifyChain(chain, roots, x509.ExtKeyUsageClientAuth)
+func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, self ID, terms *Terms) error {
+	leaf, err := verifyChain(chain, roots, x509.ExtKeyUsageClientAuth, terms)
 	if err != nil {
 		return err
 	}
@@ -50,14 +50,14 @@ func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, self ID) erro
 		return &VerifyError{BadCertificate, "", err}
 	}
 	// The identity policy will be decided on is the one that must belong to us.
-	if self.TrustDomain == "" || id.TrustDomain != self.TrustDomain {
+	if !terms.sameDomain(id.TrustDomain, self.TrustDomain) {
 		return &VerifyError{TrustDomain, id.String(), fmt.Errorf("trust domain %q is not %q", id.TrustDomain, self.TrustDomain)}
 	}
 	return nil
 }
 
-func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []ID) error {
-	leaf, err := verifyChain(chain, roots, x509.ExtKeyUsageServerAuth)
+func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, self ID, expect []ID, terms *Terms) error {
+	leaf, err := verifyChain(chain, roots, x509.ExtKeyUsageServerAuth, terms)
 	if err != nil {
 		return err
 	}
@@ -67,7 +67,7 @@ func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []ID) 
 			continue
 		}
 		for _, want := range expect {
-			if id == want && !want.IsZero() {
+			if !want.IsZero() && terms.sameID(id, want, self.TrustDomain) {
 				return nil
 			}
 		}
@@ -81,7 +81,7 @@ func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, expect []ID) 
 
 // verifyChain checks everything about a chain that does not depend on who the
 // peer is, and returns its leaf.
-func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage) (*x509.Certificate, error) {
+func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.ExtKeyUsage, terms *Terms) (*x509.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, &VerifyError{NoCertificate, "", errors.New("peer presented no certificate")}
 	}
@@ -99,7 +99,7 @@ func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 		inter.AddCert(c)
 	}
 	now := time.Now()
-	_, err := leaf.Verify(x509.VerifyOptions{
+	chains, err := leaf.Verify(x509.VerifyOptions{
 		Roots:         roots,
 		Intermediates: inter,
 		CurrentTime:   now,
@@ -107,6 +107,14 @@ func verifyChain(chain []*x509.Certificate, roots *x509.CertPool, usage x509.Ext
 	})
 	if err != nil {
 		return nil, &VerifyError{cause(err, leaf, now), claimed(leaf), err}
+	}
+	if r := terms.revoked(); r != nil {
+		if err := r.check(chains); err != nil {
+			if r.Refused != nil {
+				r.Refused(usage == x509.ExtKeyUsageServerAuth)
+			}
+			return nil, err
+		}
 	}
 	return leaf, nil
 }

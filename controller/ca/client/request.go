@@ -62,6 +62,9 @@ func (c *caller) ask(ctx context.Context, id identity.ID) (*issued, error) {
 	if c.config.ClusterID != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "clusterid", c.config.ClusterID)
 	}
+	for k, v := range c.config.Headers {
+		ctx = metadata.AppendToOutgoingContext(ctx, k, v)
+	}
 	r := &pb.IstioCertificateRequest{Csr: csr, ValidityDuration: int64(c.config.TTL / time.Second)}
 	if c.config.Impersonate {
 		r.Metadata = &structpb.Struct{Fields: map[string]*structpb.Value{

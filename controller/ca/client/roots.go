@@ -2,6 +2,8 @@ package client
 
 import (
 	"crypto/x509"
+
+	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 // anchors are the roots one party named.
@@ -14,6 +16,9 @@ type anchors struct {
 // last, and on top of them those of an answer of the CA that came since: of the
 // two channels either may be the one that hears of a new root first.
 func (s *Source) Roots() *x509.CertPool { return s.roots.Load() }
+
+// Terms implements identity.Source.
+func (s *Source) Terms() *identity.Terms { return s.config.Terms }
 
 // SetRoots takes all that the mesh trusts, in PEM. What answers of the CA named
 // before does not count any more, so that a root that is removed is gone.

@@ -27,8 +27,10 @@ type Config struct {
 	TLS         func() (*tls.Config, error) // asked per connection, so that new roots count; nil: plaintext
 	Token       func() (string, error)      // asked per request; nil or "": no authorization
 	ClusterID   string
-	Impersonate bool          // ask for identities other than the token's own
-	TTL         time.Duration // 0: 24 h
+	Impersonate bool              // ask for identities other than the token's own
+	TTL         time.Duration     // 0: 24 h
+	Headers     map[string]string // sent with every request
+	Terms       *identity.Terms   // of peers, see Source.Terms; nil: nothing further
 	Logger      *slog.Logger
 	Registerer  prometheus.Registerer // nil: metrics are not exposed
 }

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
-	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/controller/wire"
@@ -24,8 +23,8 @@ type Config struct {
 	ClusterID string
 	NodeID    string
 	Metadata  map[string]string
-	Structs   map[string]*structpb.Value // further metadata, of any shape
-	Headers   map[string]string          // sent with every stream
+	JSON      map[string]any    // further metadata, of any shape that JSON has
+	Headers   map[string]string // sent with every stream
 	// OnDemand asks for workloads only when a connection needs them, see Demand.
 	OnDemand bool
 	Store    *mesh.Store // the client is its only writer

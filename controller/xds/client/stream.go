@@ -222,12 +222,14 @@ func (c *Client) subscribe(send *sender) {
 
 // node is who we are, said once per type and stream.
 func (c *Client) node() *core.Node {
-	fields := make(map[string]*structpb.Value, len(c.config.Metadata)+len(c.config.Structs)+1)
+	fields := make(map[string]*structpb.Value, len(c.config.Metadata)+len(c.config.JSON)+1)
 	for k, v := range c.config.Metadata {
 		fields[k] = structpb.NewStringValue(v)
 	}
-	for k, v := range c.config.Structs {
-		fields[k] = v
+	for k, v := range c.config.JSON {
+		if s, err := structpb.NewValue(v); err == nil { // always: it was JSON
+			fields[k] = s
+		}
 	}
 	if c.demand != nil {
 		fields[wire.MetadataServices] = structpb.NewStringValue("all")

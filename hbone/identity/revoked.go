@@ -1,0 +1,231 @@
+package identity
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Revoked is the Cause of a certificate on a revocation list.
+const Revoked Cause = "revoked"
+
+// Revocations are the certificates that are good no more, and the connections
+// that end when theirs becomes one of them. The zero Revocations has no lists.
+type Revocations struct {
+	// Strange, if set before use, is told of a list that has a certificate on it
+	// whose issuer has the list's name and has not signed it. It does not count.
+	Strange func(list, certificate string)
+	// Refused, if set before use, is told of every peer that a handshake refuses
+	// for being revoked, and whether we are the client.
+	Refused func(client bool)
+
+	mu      sync.Mutex
+	lists   map[string][]*revocationList // guarded by mu; by issuer's name, as encoded
+	size    int                          // guarded by mu; revoked certificates
+	watched map[*watched]struct{}        // guarded by mu
+}
+
+// revocationList is one list. Its map is immutable.
+type revocationList struct {
+	list    *x509.RevocationList
+	serials map[string]struct{}
+
+	mu     sync.Mutex
+	signed map[[32]byte]bool // guarded by mu; by issuer's certificate: the signature is the issuer's
+}
+
+// watched is one connection and the ways its peer's certificate was verified by.
+type watched struct {
+	chains [][]*x509.Certificate
+	end    func(error)
+}
+
+// ParseRevocations reads lists in PEM, other blocks of which are skipped, or one
+// in DER (RFC 5280). Nothing at all is no lists.
+func ParseRevocations(b []byte) ([]*x509.RevocationList, error) {
+	if len(bytes.TrimSpace(b)) == 0 {
+		return nil, nil
+	}
+	if !bytes.Contains(b, []byte("-----BEGIN")) {
+		l, err := x509.ParseRevocationList(b)
+		if err != nil {
+			return nil, fmt.Errorf("revocation list, not PEM: %w", err)
+		}
+		return []*x509.RevocationList{l}, nil
+	}
+	var out []*x509.RevocationList
+	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
+		b = rest
+		if block.Type != "X509 CRL" {
+			continue
+		}
+		l, err := x509.ParseRevocationList(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("revocation list %d: %w", len(out)+1, err)
+		}
+		out = append(out, l)
+	}
+	if bytes.Contains(b, []byte("-----BEGIN")) {
+		return nil, fmt.Errorf("after %d revocation lists: a PEM block that does not end", len(out))
+	}
+	return out, nil
+}
+
+// removeFromCRL is the reason code of RFC 5280 5.3.1 by which a delta list takes
+// a certificate off the list.
+const removeFromCRL = 8
+
+// Set replaces all lists, and ends the connections whose peer is revoked by them.
+// A list that has expired counts as before: there is no newer word.
+func (r *Revocations) Set(lists []*x509.RevocationList) {
+	next := make(map[string][]*revocationList, len(lists))
+	size := 0
+	for _, l := range lists {
+		x := &revocationList{list: l, serials: make(map[string]struct{}, len(l.RevokedCertificateEntries)), signed: make(map[[32]byte]bool)}
+		for i := range l.RevokedCertificateEntries {
+			if e := &l.RevokedCertificateEntries[i]; e.ReasonCode != removeFromCRL {
+				x.serials[string(e.SerialNumber.Bytes())] = struct{}{}
+			}
+		}
+		next[string(l.RawIssuer)] = append(next[string(l.RawIssuer)], x)
+		size += len(x.serials)
+	}
+	r.mu.Lock()
+	r.lists, r.size = next, size
+	all := make([]*watched, 0, len(r.watched))
+	for w := range r.watched {
+		all = append(all, w)
+	}
+	r.mu.Unlock()
+	for _, w := range all {
+		if err := r.check(w.chains); err != nil {
+			w.end(err)
+		}
+	}
+}
+
+// Len counts lists and the certificates on them.
+func (r *Revocations) Len() (lists, certificates int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.lists {
+		lists += len(l)
+	}
+	return lists, r.size
+}
+
+// check refuses a peer none of whose chains is free of revoked certificates.
+// What no list of its issuer speaks of is good.
+func (r *Revocations) check(chains [][]*x509.Certificate) error {
+	var first error
+	for _, chain := range chains {
+		err := r.checkChain(chain)
+		if err == nil {
+			return nil
+		}
+		if first == nil {
+			first = err
+		}
+	}
+	return first
+}
+
+func (r *Revocations) checkChain(chain []*x509.Certificate) error {
+	for i := range len(chain) - 1 {
+		c, issuer := chain[i], chain[i+1]
+		r.mu.Lock()
+		lists := r.lists[string(c.RawIssuer)]
+		r.mu.Unlock()
+		for _, l := range lists {
+			// The name alone does not make the issuer: every self-signed root of
+			// Istio has the same one.
+			if _, on := l.serials[string(c.SerialNumber.Bytes())]; on {
+				if ok, first := l.signedBy(issuer); !ok {
+					if first && r.Strange != nil {
+						r.Strange(l.list.Issuer.String(), fmt.Sprintf("serial %x", c.SerialNumber))
+					}
+					continue
+				}
+				what := "certificate"
+				if i > 0 {
+					what = "intermediate"
+				}
+				return &VerifyError{Revoked, claimed(chain[0]), fmt.Errorf("%s serial %x, issued by %q, is revoked", what, c.SerialNumber, c.Issuer)}
+			}
+		}
+	}
+	return nil
+}
+
+// signedBy reports whether the list is signed with issuer's key; it is found out
+// once, which is first.
+func (l *revocationList) signedBy(issuer *x509.Certificate) (ok, first bool) {
+	key := sha256.Sum256(issuer.Raw)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	ok, known := l.signed[key]
+	if !known {
+		ok = l.list.CheckSignatureFrom(issuer) == nil
+		l.signed[key] = ok
+	}
+	return ok, !known
+}
+
+// Watch has end called when the peer that presented chain is revoked, perhaps at
+// once; end must not block. The result ends the watch. An error means that the
+// connection cannot be watched.
+func (r *Revocations) Watch(chain []*x509.Certificate, roots *x509.CertPool, end func(error)) (stop func(), err error) {
+	chains, err := ways(chain, roots)
+	if err != nil {
+		return func() {}, err
+	}
+	w := &watched{chains, end}
+	r.mu.Lock()
+	if r.watched == nil {
+		r.watched = make(map[*watched]struct{})
+	}
+	r.watched[w] = struct{}{}
+	r.mu.Unlock()
+	// Only now, so that lists that came since the handshake count.
+	if err := r.check(chains); err != nil {
+		end(err)
+	}
+	return func() {
+		r.mu.Lock()
+		delete(r.watched, w)
+		r.mu.Unlock()
+	}, nil
+}
+
+// ways are the verified ways from a chain that a handshake has accepted to the
+// roots. Roots that were taken away since do not matter here.
+func ways(chain []*x509.Certificate, roots *x509.CertPool) ([][]*x509.Certificate, error) {
+	if len(chain) == 0 || roots == nil {
+		return nil, errors.New("peer without a chain to a root")
+	}
+	between := x509.NewCertPool()
+	for _, c := range chain[1:] {
+		between.AddCert(c)
+	}
+	return chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: time.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+}
+
+// String is for logs.
+func (r *Revocations) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var issuers []string
+	for _, lists := range r.lists {
+		for _, l := range lists {
+			issuers = append(issuers, fmt.Sprintf("%s (%d)", l.list.Issuer, len(l.serials)))
+		}
+	}
+	return strings.Join(issuers, ", ")
+}

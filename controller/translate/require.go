@@ -23,7 +23,7 @@ const RequireWaypointLabel = "ambitmesh.io/require-waypoint"
 // another namespace is <name>@<namespace>, and "none" stands for no waypoint at
 // all. They are judged by the connection's own peer and never by whom a
 // waypoint speaks for.
-const RequirePrefix = "ambitmesh_require_waypoint_"
+const RequirePrefix = mesh.RequireWaypointPrefix
 
 const connectStrategyAnnotation = "istio.io/connect-strategy"
 

@@ -65,7 +65,7 @@ func (p *served) listenDNS() error {
 	}
 	for _, family := range []struct{ number, host string }{{"4", "127.0.0.1"}, {"6", "::1"}} {
 		err := p.pod.NS.Do(func() error {
-			lc := net.ListenConfig{Control: captured}
+			lc := net.ListenConfig{Control: p.captured}
 			lc.SetMultipathTCP(false)
 			addr := net.JoinHostPort(family.host, dnsPort)
 			ln, err := lc.Listen(context.Background(), "tcp"+family.number, addr)

@@ -30,10 +30,14 @@ func (p *served) listen() error {
 		{"15006", func(ln net.Listener) { p.in = ln }},
 		{"15008", func(ln net.Listener) { p.hbone = append(p.hbone, ln) }},
 	} {
-		lc := net.ListenConfig{Control: captured}
+		lc := net.ListenConfig{Control: p.captured}
 		lc.SetMultipathTCP(false) // a captured MPTCP listener would not get the packets
 		err := p.pod.NS.Do(func() error {
-			ln, err := lc.Listen(context.Background(), "tcp", "[::]:"+l.port)
+			var ln net.Listener
+			err := error(syscall.EAFNOSUPPORT)
+			if !p.n.cfg.IPv4Only {
+				ln, err = lc.Listen(context.Background(), "tcp", "[::]:"+l.port)
+			}
 			if err != nil {
 				ln, err = lc.Listen(context.Background(), "tcp4", "0.0.0.0:"+l.port)
 			}
@@ -49,7 +53,8 @@ func (p *served) listen() error {
 	return p.listenDNS()
 }
 
-func captured(network, _ string, c syscall.RawConn) error {
+// captured makes a listener one that captured connections may be sent to.
+func (p *served) captured(network, _ string, c syscall.RawConn) error {
 	var err error
 	cerr := c.Control(func(fd uintptr) {
 		set := func(level, opt, v int) {
@@ -58,7 +63,9 @@ func captured(network, _ string, c syscall.RawConn) error {
 			}
 		}
 		set(syscall.SOL_SOCKET, syscall.SO_MARK, netns.Mark)
-		set(syscall.SOL_SOCKET, soReusePort, 1)
+		if !p.n.cfg.OwnPorts {
+			set(syscall.SOL_SOCKET, soReusePort, 1)
+		}
 		set(syscall.SOL_IP, ipTransparent, 1)
 		if network == "tcp6" || network == "udp6" {
 			set(syscall.SOL_IPV6, ipv6Transparent, 1)

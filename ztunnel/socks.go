@@ -16,7 +16,7 @@ func (p *served) listenSOCKS() error {
 		return nil
 	}
 	return p.pod.NS.Do(func() error {
-		lc := net.ListenConfig{Control: captured}
+		lc := net.ListenConfig{Control: p.captured}
 		lc.SetMultipathTCP(false)
 		loopback := netip.AddrFrom4([4]byte{127, 0, 0, 1})
 		ln, err := lc.Listen(context.Background(), "tcp4", net.JoinHostPort(loopback.String(), strconv.Itoa(outbound.SOCKSPort)))

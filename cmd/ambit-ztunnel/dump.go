@@ -21,7 +21,7 @@ func (c *config) dump() map[string]any {
 		"adminAddr": c.AdminAddr, "statsAddr": c.StatsAddr, "readinessAddr": c.ReadyAddr, "socks5Addr": socks,
 		"inboundAddr": wildcard + ":15008", "inboundPlaintextAddr": wildcard + ":15006", "outboundAddr": wildcard + ":15001",
 		"dnsProxyAddr": "localhost:15053", "illegalPorts": illegal,
-		"network": c.Network, "localNode": c.NodeName, "clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain,
+		"network": "", "localNode": c.NodeName, "clusterId": c.ClusterID, "clusterDomain": c.ClusterDomain,
 		"caAddress": c.CAAddress, "caRootCert": c.CARootCA, "altCaHostname": optional(c.CAName), "caHeaders": names(c.CAHeaders),
 		"xdsAddress": c.XDSAddress, "xdsRootCert": c.XDSRootCA, "altXdsHostname": optional(c.XDSName), "xdsHeaders": names(c.XDSHeaders),
 		"xdsOnDemand": c.OnDemand, "preferedServiceNamespace": optional(c.PreferredNamespace),

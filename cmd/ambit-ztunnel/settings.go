@@ -40,7 +40,6 @@ var settings = []setting{
 	{name: "INSTANCE_IP", def: "1.1.1.1", value: text("address", func(c *config) *string { return &c.InstanceIP }), help: "address of its own pod, part of its name in the control plane"},
 	{name: "CLUSTER_ID", def: "Kubernetes", value: text("", func(c *config) *string { return &c.ClusterID }), help: "name of the cluster, when `ISTIO_META_CLUSTER_ID` is not set"},
 	{name: "ISTIO_META_CLUSTER_ID", instead: "value of `CLUSTER_ID`", value: text("", func(c *config) *string { return &c.ClusterID }), help: "name of the cluster"},
-	{name: "NETWORK", value: text("", func(c *config) *string { return &c.Network }), help: "name of the network the node is in; workloads of other networks are reached through their gateway"},
 	{name: "CLUSTER_DOMAIN", def: "cluster.local", value: text("", func(c *config) *string { return &c.ClusterDomain }), help: "what the names of services end with"},
 	{name: "TRUST_DOMAIN", def: "cluster.local", value: text("", func(c *config) *string { return &c.TrustDomain }), help: "trust domain of its own identity in the configuration dump; those of workloads come with their configuration"},
 	{name: "ISTIO_META_*", each: each(func(c *config) *map[string]string { return &c.Meta }), help: "metadata told to the control plane, under the name without the prefix"},
@@ -64,7 +63,7 @@ var settings = []setting{
 	// Pods.
 	{name: "INPOD_UDS", def: "/var/run/ztunnel/ztunnel.sock", value: text("path", func(c *config) *string { return &c.Socket }), help: "socket over which the node agent hands it pods"},
 	{name: "INPOD_PORT_REUSE", def: "true", value: boolean(func(c *config) *bool { return &c.PortReuse }), help: "two ztunnels may listen at once while one follows the other, under a node agent that leaves listening to them"},
-	{name: "ENABLE_ORIG_SRC", instead: "where it can be done", value: tristate(func(c *config) **bool { return &c.OriginalSource }), help: "applications see the address of the client: `true` makes it a failure where it cannot be done, `false` never does it"},
+	{name: "ENABLE_ORIG_SRC", instead: "`true`", value: tristate(func(c *config) **bool { return &c.OriginalSource }), help: "applications see the address of the client, and a connection fails where that cannot be done; with `false` they see their own pod's"},
 	{name: "IPV6_ENABLED", def: "true", value: boolean(func(c *config) *bool { return &c.IPv6 }), help: "`false` binds its own interfaces to IPv4 alone and answers no AAAA queries from the mesh"},
 
 	// Connections.
@@ -119,6 +118,7 @@ var settings = []setting{
 	{name: "PROXY_MODE", anyway: "shared", why: "it serves the pods of a node; a proxy for one workload alone is a waypoint's or a sidecar's work"},
 	{name: "PROXY_WORKLOAD_INFO", why: "belongs to `PROXY_MODE=dedicated`"},
 	{name: "PACKET_MARK", anyway: "1337", why: "the mark tells ztunnel's own packets from the pod's: node agents, Istio's too, expect 1337"},
+	{name: "NETWORK", anyway: "*", why: "the network of a pod comes with its configuration, and is the one that is used"},
 	{name: "INPOD_ENABLED", anyway: "true", why: "there is no other mode"},
 	{name: "LOCAL_XDS", why: "configuration for tests of a ztunnel without a control plane; all of ours comes over xDS"},
 	{name: "LOCAL_XDS_PATH", why: "as `LOCAL_XDS`"},

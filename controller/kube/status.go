@@ -16,7 +16,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/translate"
 )
 
-// writeStatus brings the ztunnel condition of one AuthorizationPolicy to the
+// writeStatus brings the conditions of one AuthorizationPolicy to the
 // translator's verdict.
 //
 // The CRD's condition list is atomic, so server-side apply by two managers
@@ -30,7 +30,12 @@ func (w *writer) writeStatus(ctx context.Context, j job) error {
 	if !ok || ap == nil || ap.Generation != v.generation {
 		return nil // gone, or a verdict on this version is on its way
 	}
-	conditions, changed := withCondition(ap.Status.Conditions, v.condition, v.generation, timestamppb.Now())
+	conditions, changed := withCondition(ap.Status.Conditions, translate.ConditionZtunnelAccepted, v.condition, v.generation, timestamppb.Now())
+	if !v.foreign {
+		var more bool
+		conditions, more = withCondition(conditions, translate.ConditionWaypointAccepted, v.waypoint, v.generation, timestamppb.Now())
+		changed = changed || more
+	}
 	if !changed {
 		return nil
 	}
@@ -52,13 +57,13 @@ func (w *writer) writeStatus(ctx context.Context, j job) error {
 	return nil
 }
 
-// withCondition is have with want in place of the condition of its type, or
+// withCondition is have with want in place of the condition of that type, or
 // without it when want is nil, and whether that differs.
-func withCondition(have []*v1alpha1.IstioCondition, want *translate.Condition, generation int64, now *timestamppb.Timestamp) ([]*v1alpha1.IstioCondition, bool) {
+func withCondition(have []*v1alpha1.IstioCondition, of string, want *translate.Condition, generation int64, now *timestamppb.Timestamp) ([]*v1alpha1.IstioCondition, bool) {
 	out := []*v1alpha1.IstioCondition{} // not nil: a merge patch would drop the field
 	var old *v1alpha1.IstioCondition
 	for _, c := range have {
-		if c.GetType() == translate.ConditionZtunnelAccepted {
+		if c.GetType() == of {
 			old = c
 		} else {
 			out = append(out, c)

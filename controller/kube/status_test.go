@@ -36,7 +36,7 @@ func TestWithCondition(t *testing.T) {
 		{"never applied", []*v1alpha1.IstioCondition{others}, nil, false, 1, nil},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			out, changed := withCondition(c.have, c.want, 3, now)
+			out, changed := withCondition(c.have, translate.ConditionZtunnelAccepted, c.want, 3, now)
 			if changed != c.changed || len(out) != c.types {
 				t.Errorf("changed %t, %d conditions; want %t, %d", changed, len(out), c.changed, c.types)
 			}

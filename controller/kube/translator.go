@@ -54,13 +54,16 @@ type translator struct {
 	sliceService map[string]string
 	external     external
 	networks     networks
+	targeted     names // policies with targetRefs: other objects decide about their status
 }
 
 // policyVerdict is what the status of an AuthorizationPolicy should say.
 type policyVerdict struct {
 	namespace, name string
 	generation      int64
-	condition       *translate.Condition // nil: no condition of ours
+	condition       *translate.Condition // of ztunnels; nil: none
+	waypoint        *translate.Condition // of waypoints; nil: none
+	foreign         bool                 // another control plane's waypoints say that
 	deleted         bool
 }
 
@@ -80,6 +83,7 @@ func newTranslator(cfg *Config, cs *caches, dirty *dirtySet, m *metrics, verdict
 		sliceService: make(map[string]string),
 		external:     newExternal(),
 		networks:     newNetworks(),
+		targeted:     names{},
 	}
 }
 
@@ -107,7 +111,7 @@ func (t *translator) batch(changed map[key]struct{}) {
 	}
 	start := time.Now()
 	t.settle(newView(t.caches, &t.good, &t.cfg.Translate), changed)
-	t.judge(changed)
+	t.judge(t.withTargeting(changed))
 	v := newView(t.caches, &t.good, &t.cfg.Translate)
 	a := t.expand(v, changed)
 	snap := t.store.Load()
@@ -146,6 +150,7 @@ func (t *translator) judge(changed map[key]struct{}) {
 			ap := get[*securityv1.AuthorizationPolicy](t.caches.policies, name)
 			if ap == nil || !v.reads(ap) {
 				delete(t.good.policies, name)
+				delete(t.targeted, name)
 				t.report(k, nil)
 				t.verdict(policyVerdict{namespace: k.namespace, name: k.name, deleted: true})
 				continue
@@ -160,7 +165,10 @@ func (t *translator) judge(changed map[key]struct{}) {
 			default:
 				out.Condition.Message += "; " + out.Meanwhile()
 			}
-			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition})
+			waypoint := t.cfg.Translate.PolicyTargets(ap, v)
+			t.target(name, ap)
+			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition,
+				waypoint: waypoint, foreign: waypoint == nil && translate.TargetsWaypoints(ap)})
 		case kindPeer:
 			pa := get[*securityv1.PeerAuthentication](t.caches.peers, name)
 			if pa == nil || !v.reads(pa) {

@@ -12,7 +12,6 @@ import (
 func (r *ruleReader) bad(field, value, problem string) {
 	r.object.bad(field, value, problem)
 	r.skipped++
-	r.badRule, r.badEntry = true, true
 }
 
 // whole reads a list of which one value must match. Without one of its values
@@ -20,9 +19,10 @@ func (r *ruleReader) bad(field, value, problem string) {
 // of the entry matches more, which is what a DENY has to do. (An ALLOW rule
 // with such a value does not exist at all.) A list of which no value may match
 // needs no such care.
-func whole[T any](read func(path string, in []string) []T, path string, in []string) []T {
+func whole[T any](r *ruleReader, read func(path string, in []string) []T, path string, in []string) []T {
+	before := len(r.errs)
 	out := read(path, in)
-	if len(out) < len(in) {
+	if len(r.errs) > before {
 		return nil
 	}
 	return out

@@ -26,34 +26,42 @@ type Authorization struct {
 }
 
 // AuthorizationPolicy translates ap. HTTP attributes cannot be seen by a
-// ztunnel; they make a policy stricter, never laxer.
+// ztunnel; they make a policy stricter, never laxer: what only somebody who
+// sees requests could allow is not allowed, and what he could deny is denied.
 func (c Config) AuthorizationPolicy(ap *securityv1.AuthorizationPolicy) Authorization {
-	if targeted(ap) {
+	if targeted(ap) && ap.Spec.GetSelector() == nil {
 		return Authorization{} // a waypoint's business
 	}
 	unsupported := func(what string) Authorization {
 		return Authorization{Condition: &Condition{Type: ConditionZtunnelAccepted, Reason: ReasonUnsupportedValue, Message: "ztunnel does not support " + what}}
 	}
 	action, ok := actionOf(ap)
-	switch {
-	case !ok:
+	if !ok {
 		return unsupported("the " + ap.Spec.GetAction().String() + " action")
-	case dryRun(ap):
-		return unsupported("dry-run policies")
 	}
-	p := &mesh.Policy{Name: ap.Name, Namespace: ap.Namespace, Scope: c.scope(ap), Action: action}
+	p := &mesh.Policy{Name: ap.Name, Namespace: ap.Namespace, Scope: c.scope(ap), Action: action, DryRun: dryRun(ap)}
 	r := ruleReader{
 		object:    object{kind: "AuthorizationPolicy", namespace: ap.Namespace, name: ap.Name},
 		action:    action,
 		namespace: ap.Namespace,
+		domains:   c.TrustDomains(),
 		http:      make(map[string]bool),
 	}
+	if targeted(ap) {
+		// One says whose business it is, the other says somebody else's: an ALLOW
+		// allows nobody, a DENY holds for those who are selected.
+		r.bad("spec.selector", "", "both a selector and targetRefs are set")
+		r.rules = action == mesh.Allow
+	}
 	for i, rule := range ap.Spec.GetRules() {
+		if r.rules {
+			break
+		}
 		if out, ok := r.rule(index("spec.rules", i), rule); ok {
 			p.Rules = append(p.Rules, out)
 		}
 	}
-	return Authorization{Policy: p, Condition: r.condition(len(p.Rules)), Err: r.err()}
+	return Authorization{Policy: p, Condition: r.condition(p.DryRun), Err: r.err()}
 }
 
 // Meanwhile says what a policy with errors does as long as no earlier version
@@ -69,7 +77,7 @@ func (a Authorization) Meanwhile() string {
 // is sent to ztunnels and has a selector.
 func (c Config) Listed(ap *securityv1.AuthorizationPolicy) bool {
 	_, ok := actionOf(ap)
-	return ok && !targeted(ap) && !dryRun(ap) && ap.Spec.GetSelector() != nil
+	return ok && ap.Spec.GetSelector() != nil
 }
 
 func (c Config) scope(ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
@@ -108,31 +116,29 @@ type ruleReader struct {
 	object
 	action    mesh.Action
 	namespace string
+	domains   []string        // the mesh's trust domain and its aliases
+	rules     bool            // no rule counts
+	blunt     bool            // a DENY rule is left with nothing a ztunnel can tell
 	http      map[string]bool // HTTP attributes met in any rule
 	skipped   int             // fields of the current rule that were left out
-	badRule   bool            // a field of the current rule cannot be read
-	badEntry  bool            // a field of the current entry cannot be read
 }
 
-// entry is one item of a from, to or when list.
-type entry struct {
-	mesh.Match
-	bad bool // a field of it could not be read
-}
-
-// condition is the status for a policy of which rules rules were kept.
-func (r *ruleReader) condition(rules int) *Condition {
+// condition is the status for the policy that was read.
+func (r *ruleReader) condition(dryRun bool) *Condition {
 	c := &Condition{Type: ConditionZtunnelAccepted, True: true, Reason: ReasonAccepted, Message: attachedMessage}
 	if len(r.http) > 0 {
 		ending := httpDeny
 		switch {
 		case r.action == mesh.Allow:
 			ending = httpAllow
-		case rules == 0:
-			ending = httpNoRule
+		case r.blunt:
+			ending = httpDeny + httpBlunt
 		}
 		c.Reason = ReasonUnsupportedValue
 		c.Message = fmt.Sprintf(httpMessage, strings.Join(slices.Sorted(maps.Keys(r.http)), ", ")) + ending
+	}
+	if dryRun {
+		c.Message += dryRunMessage
 	}
 	if len(r.errs) > 0 {
 		details := make([]string, len(r.errs))
@@ -146,54 +152,37 @@ func (r *ruleReader) condition(rules int) *Condition {
 
 // rule reads one rule; false when nothing of it is to be sent.
 func (r *ruleReader) rule(path string, in *v1beta1.Rule) (mesh.Rule, bool) {
-	r.skipped, r.badRule = 0, false
+	r.skipped = 0
 	var out mesh.Rule
-	add := func(entries []entry) {
-		var matches []mesh.Match
-		for i := range entries {
-			switch m := &entries[i].Match; {
-			case !empty(m):
-				matches = append(matches, *m)
-			case entries[i].bad:
-				return // it could have named anything: the clause narrows nothing
-			}
-			// Otherwise it named HTTP attributes alone. A ztunnel matches such an
-			// entry never, else a DENY would refuse what none of them names.
+	add := func(matches []mesh.Match) {
+		if slices.ContainsFunc(matches, func(m mesh.Match) bool { return empty(&m) }) {
+			// An entry named what cannot be read, or HTTP attributes alone: it
+			// could be about anything, and the clause narrows nothing.
+			return
 		}
-		// A clause that lost every entry no longer narrows the rule.
 		if len(matches) > 0 {
 			out.Clauses = append(out.Clauses, mesh.Clause{Matches: matches})
 		}
 	}
-	read := func(f func() mesh.Match) entry {
-		r.badEntry = false
-		m := f()
-		return entry{m, r.badEntry}
-	}
-	var to, from []entry
+	var to, from []mesh.Match
 	for i, t := range in.GetTo() {
-		to = append(to, read(func() mesh.Match { return r.operation(index(path+".to", i)+".operation", t.GetOperation()) }))
+		to = append(to, r.operation(index(path+".to", i)+".operation", t.GetOperation()))
 	}
 	add(to)
 	for i, f := range in.GetFrom() {
-		from = append(from, read(func() mesh.Match { return r.source(index(path+".from", i)+".source", f.GetSource()) }))
+		from = append(from, r.source(index(path+".from", i)+".source", f.GetSource()))
 	}
 	add(from)
 	for i, w := range in.GetWhen() {
-		add([]entry{read(func() mesh.Match { return r.when(index(path+".when", i), w) })})
+		add([]mesh.Match{r.when(index(path+".when", i), w)})
 	}
-	switch {
-	case r.skipped == 0:
-		return out, true
-	case r.action == mesh.Allow:
-		return mesh.Rule{}, false
-	case r.badRule:
-		// Without a clause it denies everything: who wrote the rule wanted
-		// something refused, and nobody can tell what.
+	if r.skipped == 0 {
 		return out, true
 	}
-	// A DENY rule of HTTP attributes alone must not become "deny all".
-	return out, len(out.Clauses) > 0
+	// Without a clause a DENY rule denies everything: who wrote it wanted
+	// something refused, and nobody here can tell what.
+	r.blunt = r.blunt || len(out.Clauses) == 0
+	return out, r.action == mesh.Deny
 }
 
 func (r *ruleReader) operation(path string, op *v1beta1.Operation) mesh.Match {
@@ -206,7 +195,7 @@ func (r *ruleReader) operation(path string, op *v1beta1.Operation) mesh.Match {
 	r.beyond("paths", op.GetPaths())
 	r.beyond("notPaths", op.GetNotPaths())
 	return mesh.Match{
-		DestinationPorts: whole(r.ports, path+".ports", op.GetPorts()),
+		DestinationPorts: whole(r, r.ports, path+".ports", op.GetPorts()),
 		NotDestPorts:     r.ports(path+".notPorts", op.GetNotPorts()),
 	}
 }
@@ -220,13 +209,13 @@ func (r *ruleReader) source(path string, s *v1beta1.Source) mesh.Match {
 	r.beyond("requestPrincipals", s.GetRequestPrincipals())
 	r.beyond("notRequestPrincipals", s.GetNotRequestPrincipals())
 	return mesh.Match{
-		Namespaces:         whole(r.strings, path+".namespaces", s.GetNamespaces()),
+		Namespaces:         whole(r, r.strings, path+".namespaces", s.GetNamespaces()),
 		NotNamespaces:      r.strings(path+".notNamespaces", s.GetNotNamespaces()),
-		Principals:         whole(r.strings, path+".principals", s.GetPrincipals()),
-		NotPrincipals:      r.strings(path+".notPrincipals", s.GetNotPrincipals()),
-		ServiceAccounts:    whole(r.accounts, path+".serviceAccounts", s.GetServiceAccounts()),
+		Principals:         whole(r, r.principals, path+".principals", s.GetPrincipals()),
+		NotPrincipals:      r.principals(path+".notPrincipals", s.GetNotPrincipals()),
+		ServiceAccounts:    whole(r, r.accounts, path+".serviceAccounts", s.GetServiceAccounts()),
 		NotServiceAccounts: r.accounts(path+".notServiceAccounts", s.GetNotServiceAccounts()),
-		SourceIPs:          whole(r.prefixes, path+".ipBlocks", s.GetIpBlocks()),
+		SourceIPs:          whole(r, r.prefixes, path+".ipBlocks", s.GetIpBlocks()),
 		NotSourceIPs:       r.prefixes(path+".notIpBlocks", s.GetNotIpBlocks()),
 	}
 }
@@ -237,15 +226,15 @@ func (r *ruleReader) when(path string, w *v1beta1.Condition) mesh.Match {
 	r.present(path, len(values)+len(nots) > 0)
 	switch w.GetKey() {
 	case "source.ip":
-		return mesh.Match{SourceIPs: whole(r.prefixes, vp, values), NotSourceIPs: r.prefixes(np, nots)}
+		return mesh.Match{SourceIPs: whole(r, r.prefixes, vp, values), NotSourceIPs: r.prefixes(np, nots)}
 	case "destination.ip":
-		return mesh.Match{DestinationIPs: whole(r.prefixes, vp, values), NotDestinationIPs: r.prefixes(np, nots)}
+		return mesh.Match{DestinationIPs: whole(r, r.prefixes, vp, values), NotDestinationIPs: r.prefixes(np, nots)}
 	case "destination.port":
-		return mesh.Match{DestinationPorts: whole(r.ports, vp, values), NotDestPorts: r.ports(np, nots)}
+		return mesh.Match{DestinationPorts: whole(r, r.ports, vp, values), NotDestPorts: r.ports(np, nots)}
 	case "source.namespace":
-		return mesh.Match{Namespaces: whole(r.strings, vp, values), NotNamespaces: r.strings(np, nots)}
+		return mesh.Match{Namespaces: whole(r, r.strings, vp, values), NotNamespaces: r.strings(np, nots)}
 	case "source.principal":
-		return mesh.Match{Principals: whole(r.strings, vp, values), NotPrincipals: r.strings(np, nots)}
+		return mesh.Match{Principals: whole(r, r.principals, vp, values), NotPrincipals: r.principals(np, nots)}
 	}
 	r.http[w.GetKey()] = true
 	r.skipped++

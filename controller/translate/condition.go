@@ -12,6 +12,17 @@ type Condition struct {
 // of it.
 const ConditionZtunnelAccepted = "ZtunnelAccepted"
 
+// ConditionWaypointAccepted says on an AuthorizationPolicy with targetRefs
+// which waypoints enforce it.
+const ConditionWaypointAccepted = "WaypointAccepted"
+
+// Reasons of ConditionWaypointAccepted beside Accepted and Invalid.
+const (
+	ReasonPartiallyInvalid = "PartiallyInvalid"
+	ReasonTargetNotFound   = "TargetNotFound"
+	ReasonAncestorNotBound = "AncestorNotBound"
+)
+
 // Reasons of ConditionZtunnelAccepted.
 const (
 	ReasonAccepted         = "Accepted"
@@ -25,7 +36,9 @@ const (
 	httpMessage = "ztunnel does not support HTTP attributes (found: %s). In ambient mode you must use a waypoint proxy to enforce HTTP rules. "
 	httpAllow   = "Within an ALLOW policy, rules matching HTTP attributes are omitted. This will be more restrictive than requested."
 	httpDeny    = "DENY policy with HTTP attributes is enforced without the HTTP rules. This will be more restrictive than requested."
-	httpNoRule  = "DENY policy has no rule left that ztunnel can enforce and has no effect there; use a targetRef to attach it to a waypoint."
+	httpBlunt   = " A rule of HTTP attributes alone refuses every connection; use a targetRef to attach the policy to a waypoint."
+
+	dryRunMessage = "; dry run: what it would decide is logged, not enforced"
 )
 
 const (

@@ -32,9 +32,9 @@ func testConfig() Config {
 // TestGolden translates every testdata/*.yaml and compares with the .golden
 // file beside it.
 //
-//ambit:feature workload-pod workload-service workload-not-ready-addresses workload-node-not-ready workload-address-reuse
-//ambit:feature workload-entry workload-entry-health workload-external-static workload-external-resolved workload-external-none
-//ambit:feature workload-external-selector workload-external-hosts workload-external-visibility
+//ambit:feature workload-pod workload-service workload-not-ready-addresses workload-node-not-ready workload-address-reuse policy-http-attributes
+//ambit:feature workload-entry workload-entry-health workload-external-static workload-external-resolved workload-external-none policy-http-attributes
+//ambit:feature workload-external-selector workload-external-hosts workload-external-visibility policy-http-attributes
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {

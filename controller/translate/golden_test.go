@@ -33,8 +33,8 @@ func testConfig() Config {
 // file beside it.
 //
 //ambit:feature workload-pod workload-service workload-not-ready-addresses workload-node-not-ready workload-address-reuse policy-http-attributes
-//ambit:feature workload-entry workload-entry-health workload-external-static workload-external-resolved workload-external-none policy-http-attributes
-//ambit:feature workload-external-selector workload-external-hosts workload-external-visibility policy-http-attributes
+//ambit:feature workload-entry workload-entry-health workload-external-static workload-external-resolved workload-external-none
+//ambit:feature workload-external-selector workload-external-hosts workload-external-visibility
 func TestGolden(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.yaml")
 	if err != nil || len(files) == 0 {

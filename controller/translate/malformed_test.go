@@ -158,6 +158,9 @@ func (m *oddity) run(t *testing.T, cases []malformed.Case) {
 	}
 	for i := 0; i < len(cases); i += step {
 		c := &cases[i]
+		if strings.HasPrefix(c.Path, "metadata.") && i%4 != 0 {
+			continue // the same texts for every label and annotation: each in one of four
+		}
 		what := fmt.Sprintf("%s %s", c.Path, c.What)
 		odd, o, err := m.with(string(c.JSON()))
 		if err != nil {

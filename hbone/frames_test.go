@@ -13,6 +13,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
+//ambit:feature hbone-wire
 func TestGoldenConnect(t *testing.T) {
 	r := Request{Authority: "10.1.2.3:8080", Header: []Header{
 		{"baggage", "k8s.cluster.name=c1,k8s.namespace.name=ns,k8s.deployment.name=web,service.name=web,service.version=v1,cloud.region=r,cloud.availability_zone=z"},
@@ -100,6 +101,8 @@ func frames(write func(fr *http2.Framer, block func(kv ...string) []byte)) []byt
 
 // FuzzFrames feeds bytes to a server's parser, whole and in pieces of step bytes;
 // both must come to the same end and no stream may be given what was not sent.
+//
+//ambit:feature wire-fuzzed
 func FuzzFrames(f *testing.F) {
 	connect := []string{":method", "CONNECT", ":authority", "10.0.0.1:80"}
 	seed := func(write func(fr *http2.Framer, block func(kv ...string) []byte)) {
@@ -193,6 +196,8 @@ func FuzzFrames(f *testing.F) {
 }
 
 // FuzzHeaderBlock feeds a header block of a CONNECT to the decoder.
+//
+//ambit:feature wire-fuzzed
 func FuzzHeaderBlock(f *testing.F) {
 	f.Add(appendRequest(nil, "CONNECT", Request{Authority: "[fd00::1]:80", Header: []Header{{"baggage", "x"}}}), uint16(3))
 	f.Add([]byte{0x82, 0x86, 0x84, 0x41, 0x0f}, uint16(1))

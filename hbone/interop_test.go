@@ -77,6 +77,7 @@ func stdConnect(t *testing.T, tr *http2.Transport, authority string) (io.WriteCl
 	return pw, res, nil
 }
 
+//ambit:feature hbone-interoperates
 func TestStandardClient(t *testing.T) {
 	const size = 15 << 20
 	s := hbonetest.NewServer(t, hbonetest.Options{}, func(in *hbone.Incoming) {
@@ -185,6 +186,7 @@ func stdServer(t *testing.T, h http.HandlerFunc) *hbone.Conn {
 	return c
 }
 
+//ambit:feature hbone-interoperates
 func TestStandardServer(t *testing.T) {
 	const size = 15 << 20
 	c := stdServer(t, func(w http.ResponseWriter, r *http.Request) {
@@ -229,6 +231,7 @@ func TestStandardServer(t *testing.T) {
 	})
 }
 
+//ambit:feature hbone-interoperates
 func TestStandardServerRefuses(t *testing.T) {
 	c := stdServer(t, func(w http.ResponseWriter, r *http.Request) { w.WriteHeader(503) })
 	_, err := c.Open(ctx5(t), hbone.Request{Authority: "10.0.0.1:80"})

@@ -86,6 +86,7 @@ func TestClientGoAway(t *testing.T) {
 	})
 }
 
+//ambit:feature hbone-ping
 func TestKeepalive(t *testing.T) {
 	t.Run("answered", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {

@@ -487,6 +487,7 @@ func TestStreamLimit(t *testing.T) {
 	close(release)
 }
 
+//ambit:feature hbone-wire
 func TestServerSettings(t *testing.T) {
 	s := hbonetest.NewServer(t, hbonetest.Options{}, echo)
 	p := dialRaw(t, s)

@@ -71,6 +71,7 @@ func wantReset(t testing.TB, c *net.TCPConn) {
 	}
 }
 
+//ambit:feature hbone-reset
 func TestResetPasses(t *testing.T) {
 	ts := newTunnels(t, hbonetest.Options{})
 	check := func(t *testing.T, near, far error) {
@@ -143,6 +144,7 @@ func TestResetPasses(t *testing.T) {
 	}
 }
 
+//ambit:feature hbone-reset
 func TestCancelIsAnOrderlyEnd(t *testing.T) {
 	ts := newTunnels(t, hbonetest.Options{})
 	tn := ts.open()
@@ -194,6 +196,8 @@ func TestConnectionEndResetsTunnels(t *testing.T) {
 
 // TestStalledReader has one application that reads nothing. Its neighbour must not
 // notice, and what is held for it is bounded by its stream window.
+//
+//ambit:feature hbone-backpressure
 func TestStalledReader(t *testing.T) {
 	const window = 1 << 20
 	ts := newTunnels(t, hbonetest.Options{Server: hbone.Config{StreamWindow: window, ConnWindow: 2 << 20}})
@@ -235,6 +239,8 @@ type endless struct{}
 func (endless) Read(p []byte) (int, error) { return len(p), nil }
 
 // TestStalledReaderCatchesUp drains a backlog and checks every byte.
+//
+//ambit:feature hbone-backpressure
 func TestStalledReaderCatchesUp(t *testing.T) {
 	ts := newTunnels(t, hbonetest.Options{Server: hbone.Config{FirstWindow: 4 << 20}})
 	tn := ts.open()

@@ -91,6 +91,7 @@ func uids(n *Node) string {
 	return strings.Join(out, ",")
 }
 
+//ambit:feature xds-warm zds-orders
 func TestPodSet(t *testing.T) {
 	before := openFiles(t)
 	t.Run("snapshot", func(t *testing.T) {
@@ -259,6 +260,7 @@ func TestServerDeadlines(t *testing.T) {
 	}
 }
 
+//ambit:feature xds-warm
 func TestReadiness(t *testing.T) {
 	r := newReadiness(nil, nil, "b", "a")
 	get := func(method, path string) (int, string) {
@@ -409,6 +411,7 @@ func TestRunWithoutControlPlane(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-prefetch
 func TestPrefetch(t *testing.T) {
 	certs := &noCertificates{}
 	n := newNode(t)

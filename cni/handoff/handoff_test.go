@@ -216,6 +216,7 @@ type readiness struct {
 func (r *readiness) set(now bool) { r.mu.Lock(); defer r.mu.Unlock(); r.now = now }
 func (r *readiness) get() bool    { r.mu.Lock(); defer r.mu.Unlock(); return r.now }
 
+//ambit:feature zds-wire
 func TestSnapshotThenLive(t *testing.T) {
 	noLeak(t)
 	one, two := newPod(t, "one", 2), newPod(t, "two", 1)
@@ -397,6 +398,7 @@ func TestRetire(t *testing.T) {
 	}
 }
 
+//ambit:feature zds-orders
 func TestRefusedPodIsPending(t *testing.T) {
 	noLeak(t)
 	s, path := agent(t, ServerConfig{})

@@ -19,6 +19,8 @@ import (
 )
 
 // TestGoldenBytes pins every message: other implementations read these.
+//
+//ambit:feature zds-wire
 func TestGoldenBytes(t *testing.T) {
 	pod := Pod{UID: "u", Name: "n", Namespace: "s", ServiceAccount: "a"}
 	for _, c := range []struct {
@@ -152,6 +154,8 @@ func slotAdd(t *testing.T, kinds ...kind) []byte {
 
 // TestBadRequests: each is answered with an error, costs no descriptor and, as
 // one cannot know what was meant, the connection; then the client is back.
+//
+//ambit:feature zds-violations
 func TestBadRequests(t *testing.T) {
 	full := []kind{kindOutbound, kindInbound, kindHBONE}
 	for _, c := range []struct {
@@ -248,6 +252,8 @@ func readAck(t *testing.T, c *net.UnixConn) string {
 }
 
 // TestViolationsEndTheClient: the set of pods would be unknown.
+//
+//ambit:feature zds-violations
 func TestViolationsEndTheClient(t *testing.T) {
 	nameless := message(t, &zds.WorkloadRequest{Payload: &zds.WorkloadRequest_Add{Add: &zds.AddWorkload{Uid: "u"}}})
 	keep, _ := encodeKeep("u")
@@ -291,6 +297,8 @@ func TestViolationsEndTheClient(t *testing.T) {
 
 // TestBadClients: whatever a client does costs it its connection and nobody
 // else anything.
+//
+//ambit:feature zds-violations
 func TestBadClients(t *testing.T) {
 	good, _ := hello{dialect: dialectSlot}.encode()
 	ack, _ := encodeAck("")
@@ -338,6 +346,8 @@ func TestBadClients(t *testing.T) {
 
 // FuzzRequest: whatever arrives, with however many descriptors, the client
 // neither panics nor keeps one.
+//
+//ambit:feature wire-fuzzed
 func FuzzRequest(f *testing.F) {
 	f.Add([]byte{}, uint8(0))
 	f.Add([]byte{0x1a, 0x00}, uint8(0))

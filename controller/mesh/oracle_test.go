@@ -265,6 +265,7 @@ func snapshotView(s *Snapshot) string {
 		}, fmt.Sprint(sorted(workloads), sorted(services), sorted(policies)))
 }
 
+//ambit:feature model-lookup
 func TestSnapshotAgreesWithTheOracle(t *testing.T) {
 	for seed := range uint64(40) {
 		r := rand.New(rand.NewPCG(seed, 1))

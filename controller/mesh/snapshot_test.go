@@ -18,6 +18,7 @@ func addr(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 func vip(s string) NetworkAddress { return NetworkAddress{Prefix: netip.MustParsePrefix(s)} }
 
+//ambit:feature model-lookup
 func TestWorkloadAtRanks(t *testing.T) {
 	at := []netip.Addr{addr("10.0.0.1")}
 	all := []*Workload{
@@ -41,6 +42,7 @@ func TestWorkloadAtRanks(t *testing.T) {
 	}
 }
 
+//ambit:feature model-lookup
 func TestServiceAtRanks(t *testing.T) {
 	own := &Service{Namespace: "own", Hostname: "a", Addresses: []NetworkAddress{vip("10.0.0.1/32")}}
 	canonical := &Service{Namespace: "far", Hostname: "a", Addresses: []NetworkAddress{vip("10.0.0.1/32")}, Canonical: true}
@@ -77,6 +79,7 @@ func TestServiceAtRanks(t *testing.T) {
 	}
 }
 
+//ambit:feature model-endpoints
 func TestEndpointsAreStagedAndFiltered(t *testing.T) {
 	key := "ns/s"
 	well := &Workload{UID: "1", Services: map[string][]Port{key: {{ServicePort: 80}}}}
@@ -100,6 +103,7 @@ func TestEndpointsAreStagedAndFiltered(t *testing.T) {
 	}
 }
 
+//ambit:feature model-endpoints
 func TestLocalWorkload(t *testing.T) {
 	w := &Workload{UID: "1", Namespace: "ns", Name: "p", Node: "n1"}
 	s := build(nil, Delta{Workloads: []*Workload{w}})
@@ -248,6 +252,7 @@ func manyWorkload(i int) *Workload {
 		Services:  map[string][]Port{fmt.Sprint("ns/s", i/10): {{ServicePort: 80, TargetPort: 8080}}}}
 }
 
+//ambit:feature model-cost
 func TestLookupsDoNotAllocate(t *testing.T) {
 	s := build(nil, many(1000))
 	a, v := addr("10.0.0.77"), addr("11.0.0.70")

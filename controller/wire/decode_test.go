@@ -9,6 +9,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
+//ambit:feature wire-forms
 func TestRefusalsNameResourceAndField(t *testing.T) {
 	w := func(m message) message { return message{}.sub(1, append(message{}.str(20, "u1"), m...)) }
 	v := func(m message) message { return message{}.sub(2, append(message{}.str(2, "ns").str(3, "host"), m...)) }
@@ -49,6 +50,7 @@ func TestRefusalsNameResourceAndField(t *testing.T) {
 	}
 }
 
+//ambit:feature wire-forms
 func TestTolerated(t *testing.T) {
 	w := message{}.sub(1, message{}.str(20, "u1").num(12, 99).
 		raw(3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 10, 0, 0, 1).
@@ -145,6 +147,7 @@ func TestUnreadableDenyHolds(t *testing.T) {
 	}
 }
 
+//ambit:feature wire-fuzzed
 func FuzzUnmarshalAddress(f *testing.F) {
 	for _, marshal := range []func() ([]byte, error){
 		func() ([]byte, error) { return MarshalWorkload(fullWorkload()) },
@@ -179,6 +182,7 @@ func FuzzUnmarshalAddress(f *testing.F) {
 	})
 }
 
+//ambit:feature wire-fuzzed
 func FuzzUnmarshalPolicy(f *testing.F) {
 	b, err := MarshalPolicy(fullPolicy())
 	if err != nil {

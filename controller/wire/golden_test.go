@@ -49,6 +49,8 @@ func fullWorkload() *mesh.Workload {
 
 // A oneof comes after the plain fields: that is how Go orders them, and the
 // order means nothing to a reader.
+//
+//ambit:feature wire-forms
 func TestGoldenWorkload(t *testing.T) {
 	port := message{}.num(1, 80).num(2, 8080).num(3, 2)
 	w := message{}.
@@ -101,6 +103,7 @@ func fullService() *mesh.Service {
 	}
 }
 
+//ambit:feature wire-forms
 func TestGoldenService(t *testing.T) {
 	v := message{}.
 		str(1, "web").str(2, "shop").str(3, "web.shop.svc.cluster.local").
@@ -151,6 +154,7 @@ func fullPolicy() *mesh.Policy {
 	}
 }
 
+//ambit:feature wire-forms
 func TestGoldenAuthorization(t *testing.T) {
 	match := message{}.
 		sub(1, message{}.str(1, "a")).sub(1, message{}.str(2, "b")).

@@ -20,6 +20,8 @@ func TestProofConstantsAgree(t *testing.T) {
 
 // HTTP between pods on two nodes and on one, by address and by virtual
 // address: plaintext before the pods are meshed, never after.
+//
+//ambit:feature traffic-meshed
 func TestFirstLight(t *testing.T) { each(t, firstLight) }
 
 func firstLight(t *testing.T, f families) {
@@ -96,6 +98,7 @@ func firstLight(t *testing.T, f families) {
 	}
 }
 
+//ambit:feature traffic-unmeshed
 func TestMeshedAndUnmeshed(t *testing.T) { each(t, meshedAndUnmeshed) }
 
 func meshedAndUnmeshed(t *testing.T, f families) {
@@ -124,6 +127,7 @@ func meshedAndUnmeshed(t *testing.T, f families) {
 	in.mustCurl(t, out.at(8080), "nobody-meshed")
 }
 
+//ambit:feature policy-refuses
 func TestPolicyDenies(t *testing.T) { each(t, policyDenies) }
 
 func policyDenies(t *testing.T, f families) {

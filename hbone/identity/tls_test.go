@@ -49,6 +49,7 @@ func handshake(t *testing.T, cc, sc *tls.Config) (c, s *tls.Conn, cerr, serr err
 	return
 }
 
+//ambit:feature hbone-identity
 func TestHandshake(t *testing.T) {
 	ca := hbonetest.NewCA(t)
 	src := ca.Source(server, client)
@@ -71,6 +72,7 @@ func TestHandshake(t *testing.T) {
 	}
 }
 
+//ambit:feature hbone-identity
 func TestRefusals(t *testing.T) {
 	ca, other := hbonetest.NewCA(t), hbonetest.NewCA(t)
 	day := 24 * time.Hour
@@ -156,6 +158,7 @@ func TestNoClientCertificate(t *testing.T) {
 	}
 }
 
+//ambit:feature hbone-identity
 func TestNothingExpectedNeverVerifies(t *testing.T) {
 	src := hbonetest.NewCA(t).Source(server, client)
 	for _, expect := range [][]identity.ID{nil, {}, {{}}} {

@@ -73,6 +73,7 @@ func (l *lab) counts(dials int32, conns int) {
 	}
 }
 
+//ambit:feature hbone-pool-reuse
 func TestReuseAndLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{MaxStreams: 2}, hbonetest.Options{})
@@ -107,6 +108,7 @@ func TestKeysAreApart(t *testing.T) {
 	})
 }
 
+//ambit:feature hbone-pool-idle
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{Idle: 5 * time.Minute}, hbonetest.Options{})
@@ -129,6 +131,7 @@ func TestIdle(t *testing.T) {
 	})
 }
 
+//ambit:feature hbone-pool-reuse
 func TestConcurrentCallersShareOneDial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{}, hbonetest.Options{})
@@ -214,6 +217,7 @@ func TestDialErrorIsEveryonesAndNotKept(t *testing.T) {
 	})
 }
 
+//ambit:feature hbone-pool-reuse
 func TestMaxConnsPerKeyWaits(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLab(t, Config{MaxStreams: 1, MaxConnsPerKey: 1}, hbonetest.Options{})

@@ -367,12 +367,14 @@ func TestBaggage(t *testing.T) {
 	}
 }
 
+//ambit:feature wire-fuzzed
 func FuzzParseBaggage(f *testing.F) {
 	f.Add("k8s.cluster.name=c1,k8s.namespace.name=ns,service.name=a")
 	f.Add(",,=,==,a=b=c")
 	f.Fuzz(func(t *testing.T, s string) { ParseBaggage(s) })
 }
 
+//ambit:feature model-cost
 func TestEndAllocations(t *testing.T) {
 	b := newBench(t, false, "off")
 	f := facts()

@@ -9,6 +9,8 @@ import (
 
 // A client gets the family it dialled as long as an endpoint has it: another
 // may have no way to it. Every choice that chance can make is tried.
+//
+//ambit:feature traffic-families
 func TestBalanceKeepsTheFamily(t *testing.T) {
 	const v4, v6 = "10.1.0.1", "fd96::1"
 	families := func(f mesh.IPFamilies) func(*mesh.Service) {

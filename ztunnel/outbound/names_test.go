@@ -74,6 +74,7 @@ func TestNames(t *testing.T) {
 	}
 }
 
+//ambit:feature traffic-families
 func TestChooseAddress(t *testing.T) {
 	four, six, other := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("fd00::1"), netip.MustParseAddr("10.0.0.2")
 	last := func(n int) int { return n - 1 }

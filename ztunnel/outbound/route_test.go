@@ -103,7 +103,7 @@ func text(r Route) string {
 
 // Where a connection goes, by the mesh's configuration.
 //
-//ambit:feature waypoint-hairpin waypoint-ingress
+//ambit:feature waypoint-hairpin waypoint-ingress traffic-service-ports
 func TestResolve(t *testing.T) {
 	source := workload("client", nil, "10.0.0.1")
 	way := workload("way", nil, "10.0.0.50")
@@ -263,6 +263,7 @@ func TestResolve(t *testing.T) {
 	}
 }
 
+//ambit:feature traffic-load-balancing
 func TestResolveModes(t *testing.T) {
 	preference := []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
 	source := workload("client", func(w *mesh.Workload) { w.Locality = mesh.Locality{Region: "r1", Zone: "z1"} }, "10.0.0.1")
@@ -310,6 +311,7 @@ func TestResolveModes(t *testing.T) {
 	}
 }
 
+//ambit:feature traffic-load-balancing
 func TestRank(t *testing.T) {
 	a := &mesh.Workload{Network: "n", Locality: mesh.Locality{Region: "r", Zone: "z"}}
 	p := []mesh.Scope{mesh.ScopeNetwork, mesh.ScopeRegion, mesh.ScopeZone}
@@ -328,6 +330,8 @@ func TestRank(t *testing.T) {
 
 // The choice by capacity is proportional: every residue of the total goes to
 // exactly one endpoint, as often as its capacity.
+//
+//ambit:feature traffic-load-balancing
 func TestCapacity(t *testing.T) {
 	weighted := func(name, ip string, n uint32) *mesh.Workload {
 		return workload(name, func(w *mesh.Workload) { member("web")(w); w.Capacity = &n }, ip)
@@ -439,6 +443,7 @@ func TestExpectedDefaults(t *testing.T) {
 	}
 }
 
+//ambit:feature model-cost
 func TestResolveAllocations(t *testing.T) {
 	source := workload("client", nil, "10.0.0.1")
 	objects := []any{source, service("web", nil, "10.1.0.1")}

@@ -107,6 +107,7 @@ func inBubble(t *testing.T, test func(t *testing.T, s *Source, ca *signer)) {
 	})
 }
 
+//ambit:feature identity-requests
 func TestOneRequestServesAllWaiters(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		var all sync.WaitGroup
@@ -128,7 +129,7 @@ func TestOneRequestServesAllWaiters(t *testing.T) {
 	})
 }
 
-//ambit:feature identity-rotation
+//ambit:feature identity-rotation identity-requests
 func TestRefreshAtHalfOfValidity(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		first, err := s.Certificate(t.Context(), account("web"))
@@ -180,7 +181,7 @@ func TestOldCertificateIsKeptWhileTheCAIsAway(t *testing.T) {
 	})
 }
 
-//ambit:feature identity-ca-away
+//ambit:feature identity-ca-away identity-requests
 func TestBackoffDoublesToItsCap(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		ca.set(status.Error(codes.Unauthenticated, "no enrolled pod"))
@@ -217,6 +218,7 @@ func TestBackoffDoublesToItsCap(t *testing.T) {
 	})
 }
 
+//ambit:feature identity-requests
 func TestConnectionsGoBeforePrefetches(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		ca.hold = make(chan struct{})
@@ -242,6 +244,7 @@ func TestConnectionsGoBeforePrefetches(t *testing.T) {
 	})
 }
 
+//ambit:feature identity-prefetch
 func TestForget(t *testing.T) {
 	inBubble(t, func(t *testing.T, s *Source, ca *signer) {
 		if _, err := s.Certificate(t.Context(), account("web")); err != nil {
@@ -298,6 +301,8 @@ func TestWaitersEndWithTheirContextAndWithRun(t *testing.T) {
 }
 
 // The structure of the request is a wire fact other CAs rely on.
+//
+//ambit:feature identity-answers
 func TestRequestStructure(t *testing.T) {
 	_, text, err := newRequest(account("web"))
 	if err != nil {
@@ -334,6 +339,7 @@ func TestRequestStructure(t *testing.T) {
 	}
 }
 
+//ambit:feature identity-answers
 func TestAnswerIsChecked(t *testing.T) {
 	a, err := ca.NewSelfSigned("cluster.local", ca.RootTTL)
 	if err != nil {

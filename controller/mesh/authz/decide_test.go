@@ -167,6 +167,7 @@ func TestDecide(t *testing.T) {
 	}
 }
 
+//ambit:feature model-cost
 func TestAllowedDoesNotAllocate(t *testing.T) {
 	s := snapshot(one(mesh.Allow, mesh.Match{
 		Principals: exact("cluster.local/ns/shop/sa/web"), NotPrincipals: exact("x"), Namespaces: exact("shop"),

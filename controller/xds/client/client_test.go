@@ -123,7 +123,7 @@ func equal(a, b *mesh.Snapshot) bool {
 	return reflect.DeepEqual(x, y)
 }
 
-//ambit:feature controller-reconnect
+//ambit:feature controller-reconnect xds-conversation
 func TestStoresStayInStepAcrossOutages(t *testing.T) {
 	before := runtime.NumGoroutine()
 	t.Run("lab", func(t *testing.T) {
@@ -244,7 +244,7 @@ func resource(t *testing.T, name, version, url string, marshal func() ([]byte, e
 
 // Requests and answers message by message, with resources that are refused.
 //
-//ambit:feature xds-partial-refusal
+//ambit:feature xds-partial-refusal xds-conversation
 func TestConversation(t *testing.T) {
 	s, addr := newScript(t)
 	reg := prometheus.NewRegistry()
@@ -322,6 +322,7 @@ func TestConversation(t *testing.T) {
 	}
 }
 
+//ambit:feature xds-conversation
 func TestTokenIsReadPerStream(t *testing.T) {
 	s, addr := newScript(t)
 	tokens := make(chan string, 2)

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+//ambit:feature xds-conversation
 func TestDelays(t *testing.T) {
 	cases := []struct {
 		name   string

@@ -14,6 +14,8 @@ import (
 
 // A killed ztunnel leaves its pods captured: their connections wait, none
 // speaks plaintext, and the next ztunnel serves them without anybody's help.
+//
+//ambit:feature lifecycle-ztunnel-killed
 func TestKilled(t *testing.T) { each(t, killed) }
 
 func killed(t *testing.T, f families) {
@@ -67,6 +69,8 @@ func killed(t *testing.T, f families) {
 
 // Without the controller open and new connections go on; when it returns, so
 // do changes.
+//
+//ambit:feature lifecycle-controller-away
 func TestControllerAway(t *testing.T) { each(t, controllerAway, onlyIPv4, onlyIPv6) }
 
 func controllerAway(t *testing.T, f families) {
@@ -96,6 +100,8 @@ func controllerAway(t *testing.T, f families) {
 
 // A ztunnel that ends with a successor in place breaks nothing: not what is
 // open, and no new connection is refused.
+//
+//ambit:feature lifecycle-rollout
 func TestDrain(t *testing.T) { each(t, drain, onlyIPv4, onlyIPv6) }
 
 func drain(t *testing.T, f families) {
@@ -136,6 +142,8 @@ func drain(t *testing.T, f families) {
 
 // The node agent away: pods go on as they were. A new agent hands over the
 // same pods, which changes nothing for them, and enrols further ones.
+//
+//ambit:feature lifecycle-agent-gone
 func TestAgentAway(t *testing.T) { each(t, agentAway, onlyIPv4, onlyIPv6) }
 
 func agentAway(t *testing.T, f families) {

@@ -58,7 +58,8 @@ type Config struct {
 	DNS          dns.Settings
 	Own          Own
 	Inbound      InboundSettings
-	SOCKS        bool // a SOCKS5 proxy on the loopback of every pod
+	Resolve      outbound.Ask // host names of workloads; nil: as the system does
+	SOCKS        bool         // a SOCKS5 proxy on the loopback of every pod
 	Egress       outbound.Egress
 	Registry     *prometheus.Registry
 	Logger       *slog.Logger
@@ -96,7 +97,7 @@ func New(cfg Config) *Node {
 		quota:     cfg.Quotas.quota(cfg.Registry),
 		metrics:   newNodeMetrics(cfg.Registry, cmp.Or(cfg.Tag, cfg.Version)),
 		dns:       dns.NewMetrics(cfg.Registry),
-		names:     outbound.NewNames(),
+		names:     outbound.NewNames(cfg.Resolve),
 		ready:     newReadiness(descriptors, cfg.Logger, "state manager", "proxy", "dns proxy", "workload proxy manager"),
 		ops:       make(chan func(*podSet)),
 		quit:      make(chan struct{}),

@@ -114,7 +114,7 @@ func run(cfg *config) error {
 		NodeName: cfg.NodeName, Version: version, Tag: cfg.proxyMetadata()["ISTIO_VERSION"], Socket: cfg.Socket,
 		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, OwnPorts: !cfg.PortReuse, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
-		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas,
+		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), Resolve: cfg.resolve(), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas,
 		Demand: demand(client), KeepAlive: cfg.KeepAlive.sockets(), Registry: registry, Logger: log, Levels: levels,
 	})
 	log.Info("starting", "version", version, "node", cfg.NodeName, "cluster", cfg.ClusterID)

@@ -42,13 +42,7 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			x.server = netip.AddrPort{}
 		}
 		reply := func(b []byte) {
-			var err error
-			if s.cfg.Rewritten {
-				_, err = conn.WriteToUDPAddrPort(b, d.from)
-			} else {
-				err = s.send(d.to, d.from, b)
-			}
-			if err != nil {
+			if err := s.answerTo(conn, own, d, b); err != nil {
 				s.told(x, "answer cannot be sent: "+err.Error(), nil)
 			}
 		}
@@ -70,6 +64,20 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			}
 		})
 	}
+}
+
+// answerTo sends an answer to where a question came from, as whom it was put to.
+func (s *Server) answerTo(conn *net.UDPConn, own *net.UDPAddr, d datagram, answer []byte) error {
+	if !s.cfg.Rewritten {
+		return s.send(d.to, d.from, answer)
+	}
+	_, err := conn.WriteToUDPAddrPort(answer, d.from)
+	if errors.Is(err, net.ErrClosed) && own != nil {
+		// Nothing more is taken in, since a successor shares the port. What was
+		// taken in is still answered.
+		err = s.send(own.AddrPort(), d.from, answer)
+	}
+	return err
 }
 
 // toSelf reports whether a question was put to our own listener by its own port,

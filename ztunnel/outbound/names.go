@@ -16,7 +16,7 @@ import (
 // the DNS of ztunnel itself: the client has asked for an address of the mesh, and
 // what is behind it need not be known where the client is.
 type Names struct {
-	ask func(ctx context.Context, host string) ([]netip.Addr, error)
+	ask Ask
 	now func() time.Time
 
 	mu    sync.Mutex
@@ -31,21 +31,31 @@ type answer struct {
 	until time.Time
 }
 
-// How long what DNS said counts. Go's resolver does not tell the records' TTL; what
-// changes is found soon, and a busy client does not ask for each connection.
+// Ask gives all addresses of a host name, and for how long they count.
+type Ask func(ctx context.Context, host string) ([]netip.Addr, time.Duration, error)
+
+// How long what DNS said counts: as long as it says, but a busy client does not ask
+// for each connection, and what has changed is found some time.
 const (
-	nameFresh   = 5 * time.Second
+	nameFresh   = 5 * time.Second // where it does not say
+	nameLeast   = time.Second
+	nameMost    = 10 * time.Minute
 	nameMissing = time.Second
 	nameTimeout = 5 * time.Second
 	maxNames    = 4096
 )
 
-// NewNames asks the system's resolver.
-func NewNames() *Names {
-	return &Names{known: map[string]*answer{}, now: time.Now, ask: func(ctx context.Context, host string) ([]netip.Addr, error) {
-		// Rooted: search domains are for what people type.
-		return net.DefaultResolver.LookupNetIP(ctx, "ip", host+".")
-	}}
+// NewNames asks ask, or if that is nil the system's resolver through Go's, which
+// does not tell the records' TTL.
+func NewNames(ask Ask) *Names {
+	if ask == nil {
+		ask = func(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
+			// Rooted: search domains are for what people type.
+			all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host+".")
+			return all, nameFresh, err
+		}
+	}
+	return &Names{known: map[string]*answer{}, now: time.Now, ask: ask}
 }
 
 var errNoAddress = errors.New("no address")
@@ -91,7 +101,8 @@ func (a *answer) stale(now time.Time) bool {
 func (n *Names) fill(ctx context.Context, a *answer, host string) {
 	ctx, cancel := context.WithTimeout(ctx, nameTimeout)
 	defer cancel()
-	a.addrs, a.err = n.ask(ctx, host)
+	var ttl time.Duration
+	a.addrs, ttl, a.err = n.ask(ctx, host)
 	for i := range a.addrs {
 		a.addrs[i] = a.addrs[i].Unmap()
 	}
@@ -101,7 +112,7 @@ func (n *Names) fill(ctx context.Context, a *answer, host string) {
 	if ctx.Err() != nil && errors.Is(context.Cause(ctx), context.Canceled) {
 		a.err = context.Canceled // Go's resolver has its own words for it
 	}
-	a.until = n.now().Add(nameFresh)
+	a.until = n.now().Add(min(max(ttl, nameLeast), nameMost))
 	if a.err != nil {
 		a.until = n.now().Add(nameMissing)
 	}

@@ -17,16 +17,17 @@ func TestNames(t *testing.T) {
 	var asked atomic.Int32
 	hold, asking := make(chan struct{}), make(chan struct{}, 2*maxNames+100)
 	var err error
+	ttl := 30 * time.Second
 	n := &Names{known: map[string]*answer{}, now: func() time.Time { return now }}
-	n.ask = func(ctx context.Context, host string) ([]netip.Addr, error) {
+	n.ask = func(ctx context.Context, host string) ([]netip.Addr, time.Duration, error) {
 		asked.Add(1)
 		asking <- struct{}{}
 		select {
 		case <-hold:
 		case <-ctx.Done():
-			return nil, errors.New("the resolver's own words")
+			return nil, 0, errors.New("the resolver's own words")
 		}
-		return []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("fd00::1")}, err
+		return []netip.Addr{netip.MustParseAddr("::ffff:10.0.0.1"), netip.MustParseAddr("fd00::1")}, ttl, err
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	first := make(chan error)
@@ -51,7 +52,7 @@ func TestNames(t *testing.T) {
 		t.Errorf("asked %d times", k)
 	}
 	before := asked.Load()
-	now = now.Add(nameFresh)
+	now = now.Add(ttl)
 	n.lookup(context.Background(), "a")
 	if asked.Load() != before {
 		t.Error("asked again although fresh")
@@ -65,6 +66,14 @@ func TestNames(t *testing.T) {
 	err = nil
 	if _, got := n.lookup(context.Background(), "a"); got != nil {
 		t.Error(got)
+	}
+	for said, counts := range map[time.Duration]time.Duration{0: nameLeast, time.Hour: nameMost} {
+		now = now.Add(nameMost + 1)
+		ttl = said
+		n.lookup(context.Background(), "a")
+		if got := n.known["a"].until.Sub(now); got != counts {
+			t.Errorf("a TTL of %s counts for %s, want %s", said, got, counts)
+		}
 	}
 	for i := range 2*maxNames + 1 {
 		n.lookup(context.Background(), string(rune('b'+i)))

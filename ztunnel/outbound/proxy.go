@@ -73,7 +73,7 @@ func New(cfg Config) *Proxy {
 		cfg.Original = func(c *net.TCPConn) netip.AddrPort { return live.AddrPort(c.LocalAddr()) }
 	}
 	if cfg.Names == nil {
-		cfg.Names = NewNames()
+		cfg.Names = NewNames(nil)
 	}
 	if cfg.Denied == nil {
 		cfg.Denied = func(error) bool { return false }

@@ -79,6 +79,7 @@ func TestOpenAndEcho(t *testing.T) {
 	s.Close()
 }
 
+//ambit:feature hbone-answers
 func TestReject(t *testing.T) {
 	c := hbonetest.Pair(t, hbonetest.Options{}, func(in *hbone.Incoming) { in.Reject(401) })
 	_, err := c.Open(ctx5(t), hbone.Request{Authority: "10.0.0.1:80"})

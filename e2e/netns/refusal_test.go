@@ -52,6 +52,8 @@ func (c *control) forged(t testing.TB, id identity.ID, notBefore, notAfter time.
 
 // Every refusal on port 15008 has its own reason, in the log and in the
 // metric.
+//
+//ambit:feature hbone-answers
 func TestRefusals(t *testing.T) { each(t, refusals, onlyIPv4, onlyIPv6) }
 
 func refusals(t *testing.T, f families) {

@@ -143,6 +143,7 @@ func TestAccessLogJSON(t *testing.T) {
 	}
 }
 
+//ambit:feature telemetry-traffic-metrics
 func TestTrafficMetrics(t *testing.T) {
 	b := newBench(t, false, "off")
 	c := b.table.Accept(b.pod, Source)

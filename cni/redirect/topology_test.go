@@ -39,7 +39,13 @@ func needRoot(t testing.TB) {
 func newTopology(t testing.TB) *topology {
 	t.Helper()
 	needRoot(t)
-	n := &topology{pod: newNS(t), peer: newNS(t), wire: newNS(t)}
+	return newTopologyOf(t, newNS(t))
+}
+
+// newTopologyOf has the pod in a given namespace.
+func newTopologyOf(t testing.TB, pod *netns.NS) *topology {
+	t.Helper()
+	n := &topology{pod: pod, peer: newNS(t), wire: newNS(t)}
 	within(t, n.wire, func() error {
 		bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}}
 		if err := netlink.LinkAdd(bridge); err != nil {

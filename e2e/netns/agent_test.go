@@ -223,6 +223,19 @@ func (a *agent) interrupt(p *pod, meanwhile func()) {
 	}
 }
 
+// reroute takes what comes in over a device of the pod for the pod's own, as
+// the annotation istio.io/reroute-virtual-interfaces asks.
+func (a *agent) reroute(p *pod, devices ...string) {
+	a.t.Helper()
+	a.mu.Lock()
+	e := a.pods[p.uid]
+	a.mu.Unlock()
+	e.cfg.Reroute = devices
+	if err := a.r.Set(e.cfg); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
 // release ends capture of p.
 func (a *agent) release(p *pod) {
 	t := a.t

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -121,9 +122,9 @@ func nodePort(t *testing.T, f families) {
 // What runs behind NAT in a captured pod, such as a virtual machine or a container
 // engine of its own, does not get out: after capture the kernel's connection
 // tracking in the pod finds two connections where there is one. It does not get
-// past capture either.
+// past capture either. Named, the device it is behind makes it the pod's.
 //
-//ambit:feature traffic-behind-nat
+//ambit:feature traffic-behind-nat enrol-reroute
 func TestBehindTheNATOfAPod(t *testing.T) { each(t, behindTheNAT, onlyIPv4, onlyIPv6) }
 
 func behindTheNAT(t *testing.T, f families) {
@@ -157,7 +158,7 @@ table %s machine {
 		}
 		return nil
 	})
-	w.enrol(host)
+	w.enrol(host, server)
 	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
 	defer cancel()
 	if c, err := inner.ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(server.at(8080)), netns.SocketOptions{}); err == nil {
@@ -171,4 +172,16 @@ table %s machine {
 	if wire.contains("token-in-the-mesh") {
 		t.Error("what is behind NAT got past capture")
 	}
+	// Named as a device behind which others live, it is the pod's: under the
+	// strictest reverse path filter too.
+	within(t, host.ns, func() error {
+		return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0o644)
+	})
+	w.a.agent.reroute(host, "machine0")
+	inner.mustCurl(t, server.at(8080), "token-behind-the-device")
+	w.b.zt.wantLog(t, `direction="inbound"`, `src.identity="`+host.id().String()+`"`)
+	if wire.contains("token-behind-the-device") {
+		t.Error("what is behind the device got past capture")
+	}
+	host.mustCurl(t, server.at(8080), "of-the-pod-itself")
 }

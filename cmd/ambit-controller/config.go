@@ -16,6 +16,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/ca"
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
+	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 // config is everything the command line and environment say.
@@ -40,6 +41,8 @@ type config struct {
 	plaintext      string
 	monitoring     string
 	level          slog.Level
+	onDemandAbove  int
+	compliance     string
 	check          bool
 	showVersion    bool
 	selfSignedLife time.Duration
@@ -99,6 +102,8 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	fs.DurationVar(&c.selfSignedLife, "self-signed-ca-lifetime", 10*365*24*time.Hour, "lifetime of a root certificate made at first start")
 	fs.DurationVar(&c.certificateTTL, "max-workload-cert-ttl", ca.MaxTTL, "longest life of a workload's certificate; who asks for more, up to 24h, gets this")
 	fs.DurationVar(&c.rotationWait, "ca-rotation-timeout", 10*time.Minute, "how long a change of the CA's root waits for nodes that lack the new root, before it waits for an operator instead")
+	fs.IntVar(&c.onDemandAbove, "on-demand-above", 5000, "a mesh of up to so many workloads is sent whole to every ztunnel, also to one that asks for single ones (XDS_ON_DEMAND); 0: none is")
+	text(&c.compliance, "compliance-policy", "COMPLIANCE_POLICY", "", "what TLS of xDS and CA is restricted to: fips-140-2 or pqc; empty: nothing")
 	fs.TextVar(&c.level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	fs.BoolVar(&c.check, "check", false, "check the configuration and exit")
 	fs.BoolVar(&c.showVersion, "version", false, "print the version and exit")
@@ -187,6 +192,14 @@ func (c *config) Validate() error {
 	}
 	if c.certificateTTL < 10*time.Second || c.certificateTTL > ca.MaxTTL {
 		bad("max-workload-cert-ttl", c.certificateTTL.String(), "not between 10s and "+ca.MaxTTL.String())
+	}
+	if c.onDemandAbove < 0 {
+		bad("on-demand-above", strconv.Itoa(c.onDemandAbove), "less than none")
+	}
+	switch identity.Compliance(c.compliance) {
+	case identity.AnyCompliance, identity.FIPS140, identity.PQC:
+	default:
+		bad("compliance-policy", c.compliance, "neither fips-140-2 nor pqc")
 	}
 	if c.rotationWait < time.Second {
 		bad("ca-rotation-timeout", c.rotationWait.String(), "shorter than a second")

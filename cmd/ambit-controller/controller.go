@@ -28,6 +28,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/kube"
 	"github.com/ambitmesh/ambit/controller/translate"
 	xds "github.com/ambitmesh/ambit/controller/xds/server"
+	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 // drain is how long streams may take to end when the controller stops.
@@ -199,6 +200,7 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 	ads := xds.New(xds.Config{
 		Store:        k.Store(),
 		Trust:        ring,
+		WholeUpTo:    c.cfg.onDemandAbove,
 		Authenticate: func(ctx context.Context) (xds.Caller, error) { return c.reader(reviewer.Authenticate(ctx)) },
 		Logger:       c.log,
 		Registerer:   c.registry,
@@ -223,10 +225,12 @@ func (c *controller) answer(start func(string, func(context.Context) error), k *
 		c.log.Info("serving", "what", what, "address", l.Addr().String())
 		return nil
 	}
-	if err := listen("xDS and CA", c.cfg.address, grpc.Creds(credentials.NewTLS(&tls.Config{
+	secure := &tls.Config{
 		MinVersion:     tls.VersionTLS12,
 		GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return ring.ServerCertificate(names...) },
-	}))); err != nil {
+	}
+	(&identity.Terms{Compliance: identity.Compliance(c.cfg.compliance)}).Restrict(secure)
+	if err := listen("xDS and CA", c.cfg.address, grpc.Creds(credentials.NewTLS(secure))); err != nil {
 		return err
 	}
 	if err := listen("plaintext xDS and CA", c.cfg.plaintext); err != nil {

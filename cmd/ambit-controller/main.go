@@ -14,6 +14,8 @@ import (
 	"syscall"
 
 	"k8s.io/klog/v2"
+
+	"github.com/ambitmesh/ambit/hbone/identity"
 )
 
 // version is set by the build.
@@ -39,6 +41,10 @@ func program(args []string, env func(string) (string, bool), stdout, stderr io.W
 	if err := cfg.Validate(); err != nil {
 		fmt.Fprintln(stderr, "ambit-controller:", err)
 		return 2
+	}
+	if err := identity.Compliance(cfg.compliance).Approve(os.Environ()); err != nil {
+		fmt.Fprintln(stderr, "ambit-controller:", err)
+		return 1
 	}
 	log := slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: cfg.level}))
 	klog.SetSlogLogger(log.With("from", "client-go"))

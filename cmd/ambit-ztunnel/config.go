@@ -45,7 +45,8 @@ type config struct {
 	KeepAlive                                         keepAlive
 	HBONE                                             hbone.Config
 	TLS12                                             bool
-	Compliance                                        string // fips-140-2, pqc
+	Compliance                                        string   // fips-140-2, pqc
+	Aliases                                           []string // trust domains
 	LocalhostAppTunnel, ResponseBaggage, SOCKS5       bool
 	PreferredNamespace                                string
 	Outbound                                          string         // ALLOW_ANY, REGISTRY_ONLY, or "" for what the mesh says

@@ -91,8 +91,13 @@ func (c *config) ca(terms *identity.Terms) ca.Config {
 
 // terms are what peers and servers have to keep to, and what follows the file of
 // revocation lists.
-func (c *config) terms(log *slog.Logger) (*identity.Terms, func(context.Context) error) {
-	t := &identity.Terms{Compliance: identity.Compliance(c.Compliance), TLS12: c.TLS12}
+func (c *config) terms(log *slog.Logger, store *mesh.Store) (*identity.Terms, func(context.Context) error) {
+	t := &identity.Terms{Compliance: identity.Compliance(c.Compliance), TLS12: c.TLS12, Aliases: func() []string {
+		if s, known := store.Load().Settings(); known {
+			return s.TrustDomainAliases
+		}
+		return c.Aliases
+	}}
 	if c.CRLPath == "" {
 		return t, func(context.Context) error { return nil }
 	}
@@ -133,4 +138,17 @@ func certStates(src *ca.Source) func() []ztunnel.CertState {
 		}
 		return out
 	}
+}
+
+// list reads names separated by commas.
+func list(domain string, field func(*config) *[]string) value {
+	return value{domain, func(c *config, v string) error {
+		*field(c) = nil
+		for name := range strings.SplitSeq(v, ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				*field(c) = append(*field(c), name)
+			}
+		}
+		return nil
+	}}
 }

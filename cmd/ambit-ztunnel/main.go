@@ -19,6 +19,7 @@ import (
 	"github.com/ambitmesh/ambit/controller/mesh"
 	xds "github.com/ambitmesh/ambit/controller/xds/client"
 	"github.com/ambitmesh/ambit/hbone"
+	"github.com/ambitmesh/ambit/hbone/identity"
 	"github.com/ambitmesh/ambit/ztunnel"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,7 +56,7 @@ func main() {
 		return
 	}
 	// Up to here nothing has touched the machine.
-	err := cfg.approve(os.Environ())
+	err := identity.Compliance(cfg.Compliance).Approve(os.Environ())
 	if err == nil {
 		err = run(cfg)
 	}
@@ -103,7 +104,7 @@ func run(cfg *config) error {
 
 	registry := prometheus.NewRegistry()
 	store := mesh.NewStore()
-	terms, crl := cfg.terms(log)
+	terms, crl := cfg.terms(log, store)
 	caConfig := cfg.ca(terms)
 	caConfig.Logger, caConfig.Registerer = log.With(live.ScopeKey, "ca"), registry
 	source := ca.New(caConfig)

@@ -42,6 +42,8 @@ var settings = []setting{
 	{name: "ISTIO_META_CLUSTER_ID", instead: "value of `CLUSTER_ID`", value: text("", func(c *config) *string { return &c.ClusterID }), help: "name of the cluster"},
 	{name: "CLUSTER_DOMAIN", def: "cluster.local", value: text("", func(c *config) *string { return &c.ClusterDomain }), help: "what the names of services end with"},
 	{name: "TRUST_DOMAIN", def: "cluster.local", value: text("", func(c *config) *string { return &c.TrustDomain }), help: "trust domain of its own identity in the configuration dump; those of workloads come with their configuration"},
+	{name: "AMBIT_TRUST_DOMAIN_ALIASES", value: list("trust domains, separated by commas", func(c *config) *[]string { return &c.Aliases }),
+		help: "peers of these trust domains count as the mesh's own, where the control plane does not say which (ours does: `trustDomainAliases` of the mesh's settings)"},
 	{name: "ISTIO_META_*", each: each(func(c *config) *map[string]string { return &c.Meta }), help: "metadata told to the control plane, under the name without the prefix"},
 	{name: "ISTIO_METAJSON_*", each: (*config).readMetaJSON, help: "the same with a value of JSON; one that cannot be read is left out with a warning"},
 

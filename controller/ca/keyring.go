@@ -18,6 +18,7 @@ type Keyring struct {
 
 	mu      sync.Mutex
 	keys    *Keys         // guarded by mu
+	revoked []byte        // revocation lists, guarded by mu
 	changed chan struct{} // closed at the next Set, guarded by mu
 }
 

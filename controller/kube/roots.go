@@ -71,23 +71,29 @@ func (w *writer) receivesRoots(ns *corev1.Namespace) bool {
 func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 	client := w.cfg.Client.CoreV1().ConfigMaps(namespace)
 	bundle, _ := w.cfg.Roots.Bundle()
-	want := string(bundle)
+	want, revoked := string(bundle), string(w.cfg.Roots.Revoked())
 	have := get[*corev1.ConfigMap](w.byName[name], namespace+"/"+name)
 	var err error
+	var lacks map[string]string
+	if have != nil {
+		lacks = rootData(have.Data, want, revoked)
+	} else {
+		lacks = rootData(nil, want, revoked)
+	}
 	switch {
 	case have == nil:
 		_, err = client.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{"istio.io/config": "true"}},
-			Data:       map[string]string{RootKey: want},
+			Data:       lacks,
 		}, metav1.CreateOptions{FieldManager: fieldManager})
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) || apierrors.IsNotFound(err) {
 			return nil // the namespace is going
 		}
-	case have.Data[RootKey] == want:
+	case lacks == nil:
 		return nil
 	default:
 		var patch []byte
-		if patch, err = json.Marshal(map[string]any{"data": map[string]string{RootKey: want}}); err == nil {
+		if patch, err = json.Marshal(map[string]any{"data": lacks}); err == nil {
 			_, err = client.Patch(ctx, name, types.MergePatchType, patch, metav1.PatchOptions{FieldManager: fieldManager})
 		}
 	}

@@ -54,6 +54,8 @@ type Rotation struct {
 	// said and problem are what was logged last about the state Secret, and
 	// about the one that says what is wanted; guarded by mu.
 	said, problem string
+
+	crlSeen string // resource version of the Secret, owned by Run
 }
 
 // NewRotation starts from what Load found; it has no effects but registering
@@ -131,6 +133,7 @@ func (r *Rotation) Run(ctx context.Context) error {
 	tick := time.NewTicker(glance)
 	defer tick.Stop()
 	for {
+		r.followCRL()
 		record, _, _ := r.current()
 		if record.Next != nil {
 			r.reportHolders(ctx, record)

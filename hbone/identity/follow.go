@@ -67,7 +67,7 @@ func (f *File) look(last file) file {
 	info, err := os.Stat(f.Path)
 	if errors.Is(err, fs.ErrNotExist) {
 		if !last.said {
-			f.Logger.Warn("no revocation list yet", "path", f.Path)
+			f.Logger.Info("no revocation list yet", "path", f.Path)
 		}
 		return file{content: last.content, said: true}
 	}

@@ -42,8 +42,10 @@ type revocationList struct {
 
 // watched is one connection and the ways its peer's certificate was verified by.
 type watched struct {
-	chains [][]*x509.Certificate
-	end    func(error)
+	chain []*x509.Certificate
+	roots *x509.CertPool
+	since time.Time
+	end   func(error)
 }
 
 // ParseRevocations reads lists in PEM, other blocks of which are skipped, or one
@@ -104,9 +106,19 @@ func (r *Revocations) Set(lists []*x509.RevocationList) {
 	}
 	r.mu.Unlock()
 	for _, w := range all {
-		if err := r.check(w.chains); err != nil {
-			w.end(err)
-		}
+		r.judge(w)
+	}
+}
+
+// judge ends the connection if its peer is revoked. The ways to the roots are
+// looked for only now: that is work, and most connections end in peace.
+func (r *Revocations) judge(w *watched) {
+	chains, err := ways(w.chain, w.roots, w.since)
+	if err == nil {
+		err = r.check(chains)
+	}
+	if err != nil {
+		w.end(err)
 	}
 }
 
@@ -181,20 +193,19 @@ func (l *revocationList) signedBy(issuer *x509.Certificate) (ok, first bool) {
 // once; end must not block. The result ends the watch. An error means that the
 // connection cannot be watched.
 func (r *Revocations) Watch(chain []*x509.Certificate, roots *x509.CertPool, end func(error)) (stop func(), err error) {
-	chains, err := ways(chain, roots)
-	if err != nil {
-		return func() {}, err
+	if len(chain) == 0 || roots == nil {
+		return func() {}, errors.New("peer without a chain to a root")
 	}
-	w := &watched{chains, end}
+	w := &watched{chain, roots, time.Now(), end}
 	r.mu.Lock()
 	if r.watched == nil {
 		r.watched = make(map[*watched]struct{})
 	}
 	r.watched[w] = struct{}{}
+	some := len(r.lists) > 0
 	r.mu.Unlock()
-	// Only now, so that lists that came since the handshake count.
-	if err := r.check(chains); err != nil {
-		end(err)
+	if some {
+		r.judge(w) // only now, so that lists that came since the handshake count
 	}
 	return func() {
 		r.mu.Lock()
@@ -204,16 +215,13 @@ func (r *Revocations) Watch(chain []*x509.Certificate, roots *x509.CertPool, end
 }
 
 // ways are the verified ways from a chain that a handshake has accepted to the
-// roots. Roots that were taken away since do not matter here.
-func ways(chain []*x509.Certificate, roots *x509.CertPool) ([][]*x509.Certificate, error) {
-	if len(chain) == 0 || roots == nil {
-		return nil, errors.New("peer without a chain to a root")
-	}
+// roots there were, at the time: that a certificate expires ends no connection.
+func ways(chain []*x509.Certificate, roots *x509.CertPool, at time.Time) ([][]*x509.Certificate, error) {
 	between := x509.NewCertPool()
 	for _, c := range chain[1:] {
 		between.AddCert(c)
 	}
-	return chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: time.Now(),
+	return chain[0].Verify(x509.VerifyOptions{Roots: roots, Intermediates: between, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
 }
 

@@ -3,7 +3,6 @@ package identity
 import (
 	"crypto/tls"
 	"slices"
-	"sync/atomic"
 )
 
 // Terms are what a peer has to keep to besides the trust anchors. The zero Terms,
@@ -13,30 +12,18 @@ type Terms struct {
 	TLS12      bool // version 1.2 of TLS will do, too
 	Revoked    *Revocations
 
-	aliases atomic.Pointer[[]string]
-}
-
-// SetAliases takes the trust domains whose identities count as those of the
-// mesh's own. Connections that stand are not asked again.
-func (t *Terms) SetAliases(domains []string) {
-	domains = slices.Clone(domains)
-	t.aliases.Store(&domains)
-}
-
-// Aliases are the trust domains that count as the mesh's own.
-func (t *Terms) Aliases() []string {
-	if t == nil {
-		return nil
-	}
-	if a := t.aliases.Load(); a != nil {
-		return *a
-	}
-	return nil
+	// Aliases, if set, gives the trust domains whose identities count as those of
+	// the mesh's own. It is asked at every handshake; connections that stand are not
+	// judged again.
+	Aliases func() []string
 }
 
 // sameDomain reports whether a means the trust domain own, or an alias of it.
 func (t *Terms) sameDomain(a, own string) bool {
-	return own != "" && (a == own || slices.Contains(t.Aliases(), a))
+	if own == "" || a == own {
+		return own != ""
+	}
+	return t != nil && t.Aliases != nil && slices.Contains(t.Aliases(), a)
 }
 
 // sameID reports whether a and b are one identity in a mesh of the trust domain

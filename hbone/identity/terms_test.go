@@ -44,8 +44,7 @@ func TestTrustDomains(t *testing.T) {
 			if c.refuses == "client: other account" {
 				expect = in(c.expect, "somebody")
 			}
-			terms := &identity.Terms{}
-			terms.SetAliases(c.aliases)
+			terms := &identity.Terms{Aliases: func() []string { return c.aliases }}
 			source := func(id identity.ID, domain string) identity.Source {
 				cert := ca.Issue(in(domain, id.ServiceAccount), hbonetest.IssueOptions{})
 				return hbonetest.Source{Trust: ca.Roots(), Certs: map[identity.ID]*tls.Certificate{id: &cert}, Asks: terms}

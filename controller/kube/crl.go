@@ -1,0 +1,43 @@
+package kube
+
+import (
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/ambitmesh/ambit/controller/ca"
+)
+
+// CRLKey is the key of a root ConfigMap that has the revocation lists. It is there
+// once there have been some; empty means that there are none any more.
+const CRLKey = "ca-crl.pem"
+
+// followCRL hands on the revocation lists of the Secret cacerts. Of lists that
+// cannot be used, and of a Secret that is gone, the last good ones stay: a
+// certificate that was revoked must not come back by an accident.
+func (r *Rotation) followCRL() {
+	secret := get[*corev1.Secret](r.secrets[PluggedInSecret], r.cfg.Namespace+"/"+PluggedInSecret)
+	if secret == nil || secret.ResourceVersion == r.crlSeen {
+		return
+	}
+	r.crlSeen = secret.ResourceVersion
+	text := secret.Data[ca.KeyCRL]
+	if err := ca.CheckCRL(text); err != nil {
+		r.cfg.Logger.Error("revocation lists cannot be used, the last good ones count", "secret", r.cfg.Namespace+"/"+PluggedInSecret, "key", ca.KeyCRL, "error", err)
+		return
+	}
+	r.cfg.Ring.SetRevoked(text)
+}
+
+// rootData is what a root ConfigMap should have and have lacks; nil for nothing.
+func rootData(have map[string]string, bundle, revoked string) map[string]string {
+	want := map[string]string{}
+	if have[RootKey] != bundle {
+		want[RootKey] = bundle
+	}
+	if old, there := have[CRLKey]; old != revoked || revoked != "" && !there {
+		want[CRLKey] = revoked
+	}
+	if len(want) == 0 {
+		return nil
+	}
+	return want
+}

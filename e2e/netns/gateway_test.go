@@ -91,6 +91,21 @@ func doubleHBONE(t *testing.T, f families) {
 	}
 	w.enrol(client, local, server)
 
+	// A gateway with a waypoint behind it, both in one process.
+	double := w.newPod(w.b, "double")
+	inner := &hboneServer{t: t, pod: double, src: w.control.source(t, double.id())}
+	outer := double.serveHBONE(15008, inner.inside)
+	w.tells(double, in("far"))
+	byDouble := gatewayOf(double, 15008)
+	byDouble.Address.Network = "far"
+	w.control.apply(mesh.Delta{
+		Services: []*mesh.Service{svc(7, func(s *mesh.Service) { s.Waypoint = gatewayNamed("farway.example", 15008) }),
+			w.service("farway.example", 91, []mesh.Port{{ServicePort: 15008, TargetPort: 15008}},
+				func(s *mesh.Service) { s.SubjectAltNames = []string{double.id().String()} })},
+		Workloads: []*mesh.Workload{split("farway", "farway.example", byDouble)},
+	})
+	w.control.settled(t)
+
 	talk := func(t *testing.T, to, who string) {
 		t.Helper()
 		c := client.mustDial(t, to)
@@ -115,6 +130,20 @@ func doubleHBONE(t *testing.T, f families) {
 				"dst.addr="+server.at(15008), "dst.hbone_addr="+host, `direction="inbound"`)
 		})
 	}
+	t.Run("waypoint in the other network", func(t *testing.T) {
+		client.hello(t, f.vipAt(7, 80), "behind two")
+		before, after := outer.last(), inner.last()
+		if before.Authority != "web7.example:80" || after.Authority != before.Authority {
+			t.Errorf("asked %s and %s", before.Authority, after.Authority)
+		}
+		wantHeader(t, before, "x-forwarded-network", "")
+		wantHeader(t, after, "x-forwarded-network", "near")
+		for _, h := range []string{"baggage", "forwarded", "traceparent"} {
+			wantHeader(t, after, h, before.Get(h))
+		}
+		w.a.zt.wantLog(t, "connection complete", "dst.addr="+double.at(15008), "dst.hbone_addr=web7.example:80", `dst.workload="double"`,
+			`dst.identity="`+double.id().String()+`"`)
+	})
 	t.Run("metrics have the workloads of both networks", func(t *testing.T) {
 		for _, n := range []struct {
 			node     *node

@@ -138,6 +138,21 @@ func passOn(server *pod, port uint16, asserts bool) func(*hboneServer, *hbone.In
 	}
 }
 
+// inside serves HBONE in what a stream of HBONE carries, and answers there.
+func (s *hboneServer) inside(_ *hboneServer, in *hbone.Incoming) {
+	st, err := in.Accept()
+	if err != nil {
+		return
+	}
+	srv := &hbone.Server{TLS: identity.ServerConfig(s.src, s.pod.id()), Handler: func(in *hbone.Incoming) {
+		s.mu.Lock()
+		s.requests, s.tunnels = append(s.requests, in.Request), append(s.tunnels, in.RemoteAddr())
+		s.mu.Unlock()
+		answer(s, in)
+	}}
+	_ = srv.Serve(in.Context(), st)
+}
+
 // splice copies both ways until both have ended, resets included.
 func splice(a, b *hbone.Stream) {
 	var wg sync.WaitGroup

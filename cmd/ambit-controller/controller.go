@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -43,6 +44,7 @@ type controller struct {
 	reviews  kubernetes.Interface
 	istio    istioclient.Interface
 	gateway  gatewayclient.Interface
+	dynamic  dynamic.Interface
 	monitor  *monitor
 	// listen is net.Listen; tests keep a port over a restart with it.
 	listen func(network, address string) (net.Listener, error)
@@ -70,6 +72,9 @@ func newController(cfg *config, log *slog.Logger) (*controller, error) {
 	}
 	if c.gateway, err = gatewayclient.NewForConfig(rc); err != nil {
 		return nil, fmt.Errorf("gateway client: %w", err)
+	}
+	if c.dynamic, err = dynamic.NewForConfig(rc); err != nil {
+		return nil, fmt.Errorf("dynamic client: %w", err)
 	}
 	build := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name:        "ambit_build",
@@ -156,6 +161,7 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 		Client:  c.client,
 		Istio:   c.istio,
 		Gateway: c.gateway,
+		Dynamic: c.dynamic,
 		Translate: translate.Config{
 			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
 			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	gatewayclient "sigs.k8s.io/gateway-api/pkg/client/clientset/versioned"
 
@@ -29,6 +30,7 @@ type Config struct {
 	Client    kubernetes.Interface
 	Istio     istioclient.Interface
 	Gateway   gatewayclient.Interface
+	Dynamic   dynamic.Interface // reads Istio's types, which its own clients read all or none of
 	Translate translate.Config
 	Enrolment translate.Enrolment
 
@@ -64,7 +66,7 @@ func (c *Config) Validate() error {
 			errs = append(errs, errors.New(what))
 		}
 	}
-	need(c.Client != nil && c.Istio != nil && c.Gateway != nil, "API clients are missing")
+	need(c.Client != nil && c.Istio != nil && c.Gateway != nil && c.Dynamic != nil, "API clients are missing")
 	need(c.Translate.ClusterID != "", "cluster id is empty")
 	need(c.Translate.ClusterDomain != "", "cluster domain is empty")
 	need(c.Translate.TrustDomain != "", "trust domain is empty")

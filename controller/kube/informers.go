@@ -12,6 +12,7 @@ import (
 	netv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic/dynamicinformer"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
@@ -19,7 +20,6 @@ import (
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
-	istioinformers "istio.io/client-go/pkg/informers/externalversions"
 
 	"github.com/ambitmesh/ambit/controller/translate"
 )
@@ -53,8 +53,8 @@ func newCaches(c *Config) (*caches, error) {
 		informers.WithNamespace(c.Translate.RootNamespace),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) { o.FieldSelector = "metadata.name=" + translate.MeshConfigMap }))
 	// A factory starts all its informers, so each group of types has its own.
-	security := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
-	networking := istioinformers.NewSharedInformerFactoryWithOptions(c.Istio, 0, istioinformers.WithTransform(trim))
+	security := dynamicinformer.NewDynamicSharedInformerFactory(c.Dynamic, 0)
+	networking := dynamicinformer.NewDynamicSharedInformerFactory(c.Dynamic, 0)
 	gateway := gatewayinformers.NewSharedInformerFactoryWithOptions(c.Gateway, 0, gatewayinformers.WithTransform(trim))
 	cs := &caches{
 		core:        core,
@@ -77,12 +77,16 @@ func newCaches(c *Config) (*caches, error) {
 
 		networkPolicies: core.Networking().V1().NetworkPolicies().Informer(),
 		meshConfig:      meshFactory.Core().V1().ConfigMaps().Informer(),
-		policies:        security.Security().V1().AuthorizationPolicies().Informer(),
-		peers:           security.Security().V1().PeerAuthentications().Informer(),
-		serviceEntries:  networking.Networking().V1().ServiceEntries().Informer(),
-		workloadEntries: networking.Networking().V1().WorkloadEntries().Informer(),
 		gateways:        gateway.Gateway().V1().Gateways().Informer(),
 		gatewayClasses:  gateway.Gateway().V1().GatewayClasses().Informer(),
+	}
+	var err [4]error
+	cs.policies, err[0] = typed[securityv1.AuthorizationPolicy](security, securityv1.SchemeGroupVersion.WithResource("authorizationpolicies"), c.Logger)
+	cs.peers, err[1] = typed[securityv1.PeerAuthentication](security, securityv1.SchemeGroupVersion.WithResource("peerauthentications"), c.Logger)
+	cs.serviceEntries, err[2] = typed[networkingv1.ServiceEntry](networking, networkingv1.SchemeGroupVersion.WithResource("serviceentries"), c.Logger)
+	cs.workloadEntries, err[3] = typed[networkingv1.WorkloadEntry](networking, networkingv1.SchemeGroupVersion.WithResource("workloadentries"), c.Logger)
+	if err := errors.Join(err[:]...); err != nil {
+		return nil, fmt.Errorf("watch Istio's types: %w", err)
 	}
 	if err := cs.pods.AddIndexers(cache.Indexers{byNode: podNode, byAccount: podAccount, byGateway: labelledGateway}); err != nil {
 		return nil, fmt.Errorf("index pods: %w", err)

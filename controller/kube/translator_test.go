@@ -16,6 +16,7 @@ import (
 	netv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -50,8 +51,12 @@ func newBench(t testing.TB) *translator {
 	if err != nil {
 		t.Fatal(err)
 	}
+	reader, err := dynamic.NewForConfig(rc)
+	if err != nil {
+		t.Fatal(err)
+	}
 	cfg := &Config{
-		Client: client, Istio: istio, Gateway: gateway, Enrolment: translate.DefaultEnrolment(),
+		Client: client, Istio: istio, Gateway: gateway, Dynamic: reader, Enrolment: translate.DefaultEnrolment(),
 		Translate: translate.Config{ClusterID: "Kubernetes", ClusterDomain: "cluster.local", TrustDomain: "cluster.local", RootNamespace: "istio-system"},
 		Namespace: "ambit-system", Replica: "test", Roots: ca.NewKeyring(0),
 		Logger: slog.New(slog.DiscardHandler), Registerer: prometheus.NewRegistry(),

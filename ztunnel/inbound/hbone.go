@@ -229,7 +229,7 @@ func (p *Proxy) reach(ctx context.Context, client netip.AddrPort, id identity.ID
 // denied reports whether err is policy's word.
 func denied(err error) bool {
 	var e *live.Error
-	return errors.As(err, &e) && e.Reason == live.PolicyDenied
+	return errors.As(err, &e) && (e.Reason == live.PolicyDenied || e.Reason == live.NetworkPolicy)
 }
 
 func statusOf(err error) int {

@@ -191,7 +191,7 @@ func (p *Proxy) authorize(ctx context.Context, check *live.Check) error {
 	if v.Direct {
 		return live.Errorf(live.NotByWaypoint, "connection closed due to policy rejection: it came past the waypoint: %s", v.Reason)
 	}
-	return live.Errorf(live.PolicyDenied, "connection closed due to policy rejection: %s", v.Reason)
+	return live.Errorf(live.DenialReason(v), "connection closed due to policy rejection: %s", v.Reason)
 }
 
 // A local port may be taken by a ztunnel that drains, or be in TIME_WAIT for a

@@ -3,6 +3,9 @@ package live
 import (
 	"fmt"
 	"slices"
+
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/controller/mesh/authz"
 )
 
 // Reason says why a connection failed, was refused or was cut. It is the
@@ -16,6 +19,7 @@ const (
 	PolicyDenied    Reason = "policy_denied"
 	PolicyPending   Reason = "policy_pending"
 	NotByWaypoint   Reason = "waypoint_required"
+	NetworkPolicy   Reason = "networkpolicy_denied"
 	PolicyChanged   Reason = "policy_changed"
 	OlderDenied     Reason = "older_denied"
 	Drained         Reason = "drained"
@@ -124,6 +128,7 @@ func (r Reason) Flag() Flag {
 var meanings = []Meaning{
 	{PolicyDenied, FlagDeny, "an authorization policy of the destination refuses the connection; the error names it"},
 	{PolicyPending, FlagDeny, "the destination names a policy that its ztunnel has not received within 5 s"},
+	{NetworkPolicy, FlagDeny, "the NetworkPolicies of the destination do not admit the connection's own port from its source; the error names them"},
 	{NotByWaypoint, FlagDeny, "the destination, or its service, is only reached through its waypoint; the connection came past it"},
 	{PolicyChanged, FlagDeny, "an open connection was closed because a policy that now applies refuses it"},
 	{OlderDenied, FlagDeny, "a connection from before the pod's enrolment, so without an identity, was ended because policy refuses it"},
@@ -205,3 +210,11 @@ func (e *Error) Error() string { return e.Err.Error() }
 
 // Unwrap gives the cause.
 func (e *Error) Unwrap() error { return e.Err }
+
+// DenialReason is the reason of a connection that v refuses.
+func DenialReason(v authz.Verdict) Reason {
+	if mesh.IsNetworkPolicyKey(v.Policy) {
+		return NetworkPolicy
+	}
+	return PolicyDenied
+}

@@ -1,0 +1,80 @@
+package kube
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/tools/cache"
+)
+
+// typed is an informer for objects of Istio's API that are decoded one by one.
+// Its own clients decode a list as a whole: one object with a field that the
+// schema admits and the Go type does not (port "007", a status by somebody else)
+// would hide all others of its kind for as long as it exists, and anybody who
+// may write one could keep a controller from starting.
+func typed[T any](f dynamicinformer.DynamicSharedInformerFactory, resource schema.GroupVersionResource, log *slog.Logger) (cache.SharedIndexInformer, error) {
+	inf := f.ForResource(resource).Informer()
+	return inf, inf.SetTransform(func(obj any) (any, error) {
+		u, ok := obj.(*unstructured.Unstructured)
+		if !ok { // a tombstone: what it holds has been here before
+			return obj, nil
+		}
+		o, err := decode[T](u.Object)
+		if err != nil {
+			log.Warn("object cannot be read whole", "kind", u.GetKind(), "object", u.GetNamespace()+"/"+u.GetName(), "error", err)
+		}
+		return trim(o)
+	})
+}
+
+// decode makes a T of an object. What stands in the way of the rest is left out:
+// first the status, which is no part of what is wanted, then what is known not
+// to decode. Without any of its spec a policy allows nobody.
+func decode[T any](object map[string]any) (*T, error) {
+	var errs []error
+	for _, mend := range []func(map[string]any){nil, dropStatus, plainPorts, dropSpec} {
+		if mend != nil {
+			mend(object)
+		}
+		text, err := json.Marshal(object)
+		if err != nil {
+			return nil, err // no JSON came over the wire
+		}
+		o := new(T)
+		if err = json.Unmarshal(text, o); err == nil {
+			return o, errors.Join(errs...)
+		}
+		errs = append(errs, err)
+	}
+	return nil, errors.Join(errs...)
+}
+
+func dropStatus(object map[string]any) { delete(object, "status") }
+
+func dropSpec(object map[string]any) { delete(object, "spec") }
+
+// plainPorts writes the ports of a PeerAuthentication as numbers are written:
+// the schema's rule takes "007" and "+80" too.
+func plainPorts(object map[string]any) {
+	spec, _ := object["spec"].(map[string]any)
+	ports, _ := spec["portLevelMtls"].(map[string]any)
+	for k, mode := range ports {
+		n, err := strconv.ParseInt(k, 10, 64)
+		plain := fmt.Sprint(n)
+		switch {
+		case err != nil:
+			delete(ports, k)
+		case plain != k:
+			delete(ports, k)
+			if _, twice := ports[plain]; !twice {
+				ports[plain] = mode
+			}
+		}
+	}
+}

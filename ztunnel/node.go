@@ -34,6 +34,7 @@ type Config struct {
 	NodeName string // "" takes workloads of any node for local
 	Version  string
 	Tag      string // what istio_build says instead
+	Unfit    error  // why no pod can be served by this process; nil: they can
 	Socket   string // the node agent's ZDS socket
 	// AdminAddr, StatsAddr and ReadyAddr are host:port; "" leaves one out. With
 	// IPv4Only none of them listens to IPv6.
@@ -102,6 +103,9 @@ func New(cfg Config) *Node {
 		ops:       make(chan func(*podSet)),
 		quit:      make(chan struct{}),
 		ownerGone: make(chan struct{}),
+	}
+	if cfg.Unfit != nil {
+		n.ready.pending("capabilities") // for ever
 	}
 	n.older = older.New(older.Config{Node: cfg.NodeName, Store: cfg.Store, Table: n.table, Registerer: cfg.Registry, Logger: cfg.Logger})
 	cfg.Quotas.report(cfg.Registry, cfg.HBONE.Budget)

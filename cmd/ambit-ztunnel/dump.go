@@ -2,6 +2,8 @@ package main
 
 import (
 	"maps"
+	"os"
+	"runtime"
 	"slices"
 )
 
@@ -32,6 +34,9 @@ func (c *config) dump() map[string]any {
 			"keepaliveEnabled": c.KeepAlive.Enabled, "keepaliveTime": brief(c.KeepAlive.Time), "keepaliveInterval": brief(c.KeepAlive.Interval),
 			"keepaliveRetries": c.KeepAlive.Retries, "userTimeoutEnabled": c.KeepAlive.UserTimeout,
 		},
+		"numWorkerThreads": workers(c, runtime.NumCPU()), "fakeSelfInbound": false,
+		// Of a ztunnel for one workload, of its start and of its resolver's library.
+		"proxyWorkloadInformation": nil, "proxyArgs": os.Args[1:], "dnsResolverCfg": nil, "dnsResolverOpts": nil,
 		"localhostAppTunnel": c.LocalhostAppTunnel, "enableEnhancedBaggage": c.ResponseBaggage, "ipv6Enabled": c.IPv6, "crlPath": optional(c.CRLPath),
 		"ztunnelIdentity": "spiffe://" + c.TrustDomain + "/ns/" + c.PodNamespace + "/sa/" + c.ServiceAccount,
 		"ztunnelWorkload": map[string]string{"name": c.PodName, "namespace": c.PodNamespace, "serviceAccount": c.ServiceAccount},

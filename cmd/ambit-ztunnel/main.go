@@ -94,6 +94,10 @@ func run(cfg *config) error {
 	if err := harden(workers(cfg, runtime.NumCPU())); err != nil {
 		log.Warn("process limits", "err", err)
 	}
+	unfit := rights()
+	if unfit != nil {
+		log.Error("not ready, and will not be", "err", unfit)
+	}
 	memory := debug.SetMemoryLimit(-1)
 	backlog := backlogLimit(cfg.BacklogLimit, memory)
 	cfg.HBONE.Budget = hbone.NewBudget(backlog)
@@ -112,7 +116,7 @@ func run(cfg *config) error {
 	xdsConfig.Trust, xdsConfig.Logger, xdsConfig.Registerer = source.SetRoots, log.With(live.ScopeKey, "xds"), registry
 	client := xds.New(xdsConfig)
 	node := ztunnel.New(ztunnel.Config{
-		NodeName: cfg.NodeName, Version: version, Tag: cfg.proxyMetadata()["ISTIO_VERSION"], Socket: cfg.Socket,
+		NodeName: cfg.NodeName, Version: version, Unfit: unfit, Tag: cfg.proxyMetadata()["ISTIO_VERSION"], Socket: cfg.Socket,
 		AdminAddr: cfg.AdminAddr, StatsAddr: cfg.StatsAddr, ReadyAddr: cfg.ReadyAddr, IPv4Only: !cfg.IPv6, OwnPorts: !cfg.PortReuse, Grace: cfg.Grace, Progress: cfg.Progress, PolicyInfo: cfg.PolicyInfo,
 		Store: store, Synced: client.Synced(), Certificates: source, Denied: denied, CertStates: certStates(source),
 		Own: cfg.own(), Inbound: cfg.inbound(), DumpConfig: cfg.dump(), DNS: cfg.dns(log), Resolve: cfg.resolve(), SOCKS: cfg.SOCKS5, Egress: cfg.egress(), HBONE: cfg.HBONE, Pool: cfg.Pool, Quotas: cfg.Quotas,

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/ambitmesh/ambit/cni/netns"
 	"github.com/ambitmesh/ambit/ztunnel"
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +47,21 @@ func harden(threads int) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// rights says what pods cannot be served without: entering their namespaces, and
+// sockets that are told from theirs and may have their clients' addresses.
+func rights() error {
+	ns, err := netns.Current()
+	if err == nil {
+		defer ns.Close()
+		var f *os.File
+		loopback := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0)
+		if f, err = ns.ListenTCP(loopback, netns.SocketOptions{Mark: netns.Mark, Transparent: true}); err == nil {
+			return f.Close()
+		}
+	}
+	return fmt.Errorf("pods cannot be served without CAP_SYS_ADMIN, CAP_NET_ADMIN and CAP_NET_RAW: %w", err)
 }
 
 // defaultBacklog is what connections may hold where there is no memory limit

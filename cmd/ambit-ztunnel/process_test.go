@@ -95,3 +95,26 @@ func TestQuotas(t *testing.T) {
 		}
 	}
 }
+
+// TestRights: what it lacks is said before the first pod is there.
+//
+//ambit:feature telemetry-rights
+func TestRights(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("enters a namespace: needs root")
+	}
+	if os.Getenv("AMBIT_TEST_RIGHTS") != "" {
+		fmt.Println("rights:", rights())
+		os.Exit(0)
+	}
+	if err := rights(); err != nil {
+		t.Errorf("root with everything: %v", err)
+	}
+	// The same without one of them. setpriv is of util-linux.
+	cmd := exec.Command("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-all", os.Args[0], "-test.run=^TestRights$")
+	cmd.Env = append(os.Environ(), "AMBIT_TEST_RIGHTS=1")
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "rights: pods cannot be served without CAP_SYS_ADMIN") {
+		t.Errorf("%v: %s", err, out)
+	}
+}

@@ -7,7 +7,7 @@ func (c *config) egress() outbound.Egress {
 	e := outbound.Egress{Domain: c.ClusterDomain}
 	if c.Outbound != "" {
 		only := c.Outbound == "REGISTRY_ONLY"
-		e.RegistryOnly = func() bool { return only }
+		e.RegistryOnly = &only
 	}
 	return e
 }

@@ -72,9 +72,8 @@ func TestRegistryOnly(t *testing.T) {
 	}
 
 	pass(t, outside.at(9000)) // ALLOW_ANY is the default
-	w.a.zt.terminate()
-	w.a.zt = w.a.startZtunnel([]string{"AMBIT_OUTBOUND_TRAFFIC_POLICY=REGISTRY_ONLY"})
-	w.waitReady(w.a)
+	w.control.apply(mesh.Delta{Settings: &mesh.Settings{RegistryOnly: true}})
+	w.a.zt.wantLog(t, "settings of the mesh", "registry_only=true")
 
 	t.Run("what is known by its address", func(t *testing.T) {
 		pass(t, server.at(9000))
@@ -125,6 +124,16 @@ func TestRegistryOnly(t *testing.T) {
 	})
 	w.control.apply(mesh.Delta{Services: []*mesh.Service{by("ranged.example.com", mesh.ModePassthrough, outside.addr)}})
 	w.control.settled(t)
+	t.Run("a setting of ztunnel's own wins", func(t *testing.T) {
+		w.a.zt.terminate()
+		w.a.zt = w.a.startZtunnel([]string{"AMBIT_OUTBOUND_TRAFFIC_POLICY=ALLOW_ANY"})
+		w.waitReady(w.a)
+		pass(t, outside.at(9000))
+		w.a.zt.terminate()
+		w.control.apply(mesh.Delta{Settings: &mesh.Settings{}})
+		w.a.zt = w.a.startZtunnel([]string{"AMBIT_OUTBOUND_TRAFFIC_POLICY=REGISTRY_ONLY"})
+		w.waitReady(w.a)
+	})
 	t.Run("a registered address and its ports", func(t *testing.T) {
 		if got, err := hello(t, "whatever.example.org", outside.at(443), false); got != "ping" {
 			t.Errorf("%q, %v", got, err)

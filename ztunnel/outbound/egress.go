@@ -15,10 +15,20 @@ import (
 
 // Egress says what may leave the mesh.
 type Egress struct {
-	// RegistryOnly reports whether only what is registered may; asked for every
-	// connection to what the mesh does not know. nil: never.
-	RegistryOnly func() bool
+	// RegistryOnly says whether only what is registered may; nil leaves it to the
+	// mesh's settings.
+	RegistryOnly *bool
 	Domain       string // of the cluster; "" means cluster.local
+}
+
+// registryOnly is asked for every connection to what the mesh does not know, so
+// that a change holds for the next one.
+func (e Egress) registryOnly(s *mesh.Snapshot) bool {
+	if e.RegistryOnly != nil {
+		return *e.RegistryOnly
+	}
+	settings, _ := s.Settings()
+	return settings.RegistryOnly
 }
 
 // helloTimeout is how long a client may take to say which server it wants.
@@ -28,7 +38,7 @@ const helloTimeout = 5 * time.Second
 // destination is registered. What the mesh knows only by a host name, it admits
 // by the name that a TLS client asks for, and says so in r.
 func (p *Proxy) admit(c *net.TCPConn, snap *mesh.Snapshot, self *mesh.Workload, r *Route) error {
-	if r.Kind != PassThrough || p.cfg.Egress.RegistryOnly == nil || !p.cfg.Egress.RegistryOnly() {
+	if r.Kind != PassThrough || !p.cfg.Egress.registryOnly(snap) {
 		return nil
 	}
 	ip, port := r.Addr.Addr(), r.Addr.Port()

@@ -39,6 +39,7 @@ func TestThroughWaypoint(t *testing.T) {
 		{"ALLOW of the waypoint's account", mesh.Allow, mesh.Match{ServiceAccounts: account(way)}, through(other), true},
 		{"ALLOW of the waypoint's namespace is of clients", mesh.Allow, mesh.Match{Namespaces: exact("shop")}, through(other), false},
 		{"ALLOW of a prefix that the waypoint has is of clients", mesh.Allow, mesh.Match{Principals: ns(mesh.Prefix, "cluster.local/ns/shop/")}, through(other), false},
+		{"ALLOW of a pattern that is all of the waypoint's name is of clients", mesh.Allow, mesh.Match{Principals: ns(mesh.Prefix, way.Principal())}, through(other), false},
 		{"ALLOW of a suffix that the waypoint has is of clients", mesh.Allow, mesh.Match{Principals: ns(mesh.Suffix, "/sa/waypoint")}, through(other), false},
 		{"ALLOW of the client's namespace", mesh.Allow, mesh.Match{Namespaces: exact("bank")}, through(other), true},
 		{"DENY of the client", mesh.Deny, mesh.Match{Principals: exact(other.Principal())}, through(other), false},

@@ -186,6 +186,9 @@ const podUID = "Kubernetes//Pod/"
 // TestAPIMode drives the whole program with a real API server, the shipped RBAC,
 // real tokens and the ztunnel's own clients.
 //
+//ambit:feature binding-status binding-sticky binding-required binding-ingress
+//ambit:feature mesh-config-reload mesh-config-unknown mesh-config-bad mesh-config-discovery
+//ambit:feature beside-reads beside-writes
 //ambit:feature identity-root-stalled identity-root-abort identity-secret-damaged controller-bad-object controller-api
 //ambit:feature workload-allocate workload-allocate-coexist
 func TestAPIMode(t *testing.T) {
@@ -214,6 +217,8 @@ func TestAPIMode(t *testing.T) {
 		t.Run("bad policy", r.testBadPolicy)
 		t.Run("peer authentication", r.testPeerAuthentication)
 		t.Run("external", r.testExternal)
+		t.Run("waypoints", r.testWaypoints)
+		t.Run("settings of the mesh", r.testMeshConfig)
 		t.Run("certificates", r.testCertificates)
 		t.Run("readers", r.testReaders)
 		t.Run("root certificates", r.testRoots)
@@ -224,6 +229,7 @@ func TestAPIMode(t *testing.T) {
 		t.Run("latency", r.testLatency)
 		t.Run("second replica", r.testSecondReplica)
 	})
+	t.Run("beside Istio", func(t *testing.T) { testBesideIstio(t, l) })
 	t.Run("secret race", l.testSecretRace)
 	t.Run("malformed secret", l.testMalformedSecret)
 	eventually(t, func() error {

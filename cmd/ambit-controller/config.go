@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"flag"
 	"fmt"
@@ -33,6 +34,8 @@ type config struct {
 	nodeAccounts   list
 	enablement     string
 	istioNames     bool
+	revision       string
+	besideIstio    bool
 	netPolicies    bool
 	allocate       bool
 	allocateIPv4   string
@@ -83,10 +86,12 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	text(&c.kubeconfig, "kubeconfig", "KUBECONFIG", "", "kubeconfig file; empty inside a cluster")
 	text(&c.namespace, "namespace", "POD_NAMESPACE", "ambit-system", "namespace of the controller's own objects")
 	text(&c.replica, "replica", "POD_NAME", "", "name of this replica")
-	text(&c.rootNamespace, "root-namespace", "", "istio-system", "namespace of mesh-wide policy")
+	text(&c.rootNamespace, "root-namespace", "", "", "namespace of mesh-wide policy and of the mesh's settings; default istio-system, beside Istio the controller's own")
 	text(&c.clusterID, "cluster-id", "CLUSTER_ID", "Kubernetes", "name of this cluster")
 	text(&c.clusterDomain, "cluster-domain", "", "cluster.local", "DNS suffix of services")
-	text(&c.trustDomain, "trust-domain", "TRUST_DOMAIN", "cluster.local", "trust domain of every identity")
+	text(&c.trustDomain, "trust-domain", "TRUST_DOMAIN", "", "trust domain of every identity; empty: that of the mesh's settings, else cluster.local")
+	text(&c.revision, "revision", "REVISION", "", "objects with another value of the label istio.io/rev are not ours; empty: the default one")
+	fs.BoolVar(&c.besideIstio, "beside-istio", false, "another control plane is in the cluster: what does not say --revision, itself or by its namespace, is left to it")
 	text(&c.network, "network", "NETWORK", "", "network of this cluster; empty: the root namespace's label")
 	text(&c.address, "address", "", ":15012", "address of xDS and CA over TLS")
 	text(&c.plaintext, "plaintext-address", "", "", "address of xDS and CA without TLS; empty: off")
@@ -121,6 +126,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 		fmt.Fprintf(stderr, "ambit-controller: unexpected argument %q\n", fs.Arg(0))
 		return nil, fmt.Errorf("unexpected argument %q", fs.Arg(0))
 	}
+	c.resolveNamespaces()
 	if len(c.nodeAccounts) == 0 {
 		c.nodeAccounts = list{c.namespace + "/ztunnel"}
 	}
@@ -154,12 +160,13 @@ func (c *config) Validate() error {
 	}
 	for _, f := range [][2]string{
 		{"namespace", c.namespace}, {"replica", c.replica}, {"root-namespace", c.rootNamespace},
-		{"cluster-id", c.clusterID}, {"cluster-domain", c.clusterDomain}, {"trust-domain", c.trustDomain},
+		{"cluster-id", c.clusterID}, {"cluster-domain", c.clusterDomain}, {"trust-domain", cmp.Or(c.trustDomain, "default")},
 	} {
 		if f[1] == "" || strings.ContainsAny(f[1], "/ \t\n") {
 			bad(f[0], f[1], "must be a name")
 		}
 	}
+	errs = append(errs, c.revisionErrors())
 	for _, f := range [][2]string{{"address", c.address}, {"plaintext-address", c.plaintext}, {"monitoring-address", c.monitoring}} {
 		if f[1] == "" && f[0] == "plaintext-address" {
 			continue

@@ -124,6 +124,9 @@ func (c *controller) run(ctx context.Context) error {
 
 // serve brings the parts up in the order they need one another.
 func (c *controller) serve(ctx context.Context, start func(string, func(context.Context) error)) error {
+	if err := c.settleTrustDomain(ctx); err != nil {
+		return err
+	}
 	generate := func() (map[string][]byte, error) {
 		a, err := ca.NewSelfSigned(c.cfg.trustDomain, c.cfg.selfSignedLife)
 		if err != nil {
@@ -164,7 +167,8 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 		Dynamic: c.dynamic,
 		Translate: translate.Config{
 			ClusterID: c.cfg.clusterID, ClusterDomain: c.cfg.clusterDomain, TrustDomain: c.cfg.trustDomain,
-			RootNamespace: c.cfg.rootNamespace, Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,
+			RootNamespace: c.cfg.rootNamespace, Revision: c.cfg.revision, Beside: c.cfg.besideIstio,
+			Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,
 		},
 		Enrolment:    enrolment,
 		Namespace:    c.cfg.namespace,

@@ -85,9 +85,14 @@ func must[T any](v T, err error) func(testing.TB) T {
 
 func (l *lab) installCRDs(t *testing.T) {
 	t.Helper()
-	files, err := filepath.Glob("../../deploy/crds/istio/*.yaml")
+	l.installTypes(t, "../../deploy/crds/istio/*.yaml")
+}
+
+func (l *lab) installTypes(t *testing.T, pattern string) {
+	t.Helper()
+	files, err := filepath.Glob(pattern)
 	if err != nil || len(files) == 0 {
-		t.Fatalf("no CRDs in deploy/crds/istio: %v", err)
+		t.Fatalf("no CRDs like %s: %v", pattern, err)
 	}
 	for _, f := range files {
 		text := must(os.ReadFile(f))(t)
@@ -126,6 +131,12 @@ func (l *lab) leastPrivilege(t *testing.T) string {
 			t.Fatalf("%s: %v", o.Kind, err)
 		}
 	}
+	return l.ownAccount(t)
+}
+
+// ownAccount is a kubeconfig of the controller's account.
+func (l *lab) ownAccount(t *testing.T) string {
+	t.Helper()
 	token := must(l.client.CoreV1().ServiceAccounts("ambit-system").CreateToken(t.Context(), "ambit-controller", &authnv1.TokenRequest{}, metav1.CreateOptions{}))(t)
 	c := must(clientcmd.LoadFromFile(l.kubeconfig))(t)
 	for _, u := range c.AuthInfos {

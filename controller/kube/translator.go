@@ -168,7 +168,8 @@ func (t *translator) judge(changed map[key]struct{}) {
 			waypoint := t.cfg.Translate.PolicyTargets(ap, v)
 			t.target(name, ap)
 			t.verdict(policyVerdict{namespace: k.namespace, name: k.name, generation: ap.Generation, condition: out.Condition,
-				waypoint: waypoint, foreign: waypoint == nil && translate.TargetsWaypoints(ap)})
+				waypoint: waypoint, foreign: waypoint == nil && translate.TargetsWaypoints(ap),
+				deleted: !t.cfg.Translate.Writes(ap, v)}) // in force, and another's to write on
 		case kindPeer:
 			pa := get[*securityv1.PeerAuthentication](t.caches.peers, name)
 			if pa == nil || !v.reads(pa) {

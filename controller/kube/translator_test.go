@@ -136,7 +136,7 @@ func (t *translator) set() *translate.Set {
 // which only ever translates what a change touches, with a translation of
 // everything.
 //
-//ambit:feature workload-incremental workload-address-reuse workload-external-hosts
+//ambit:feature binding-incremental workload-incremental workload-address-reuse workload-external-hosts
 func TestIncrementalAgainstAll(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

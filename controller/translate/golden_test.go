@@ -32,6 +32,7 @@ func testConfig() Config {
 // TestGolden translates every testdata/*.yaml and compares with the .golden
 // file beside it.
 //
+//ambit:feature binding-canary binding-sandwich binding-dynamic-dns network-gateways
 //ambit:feature workload-pod workload-service workload-not-ready-addresses workload-node-not-ready workload-address-reuse policy-http-attributes
 //ambit:feature workload-entry workload-entry-health workload-external-static workload-external-resolved workload-external-none
 //ambit:feature workload-external-selector workload-external-hosts workload-external-visibility
@@ -150,6 +151,7 @@ func dump(t testing.TB, c Config, s *Set) string {
 			fmt.Fprintf(&b, "condition %s/%s %s=%t %s: %s\n", ap.Namespace, ap.Name, cond.Type, cond.True, cond.Reason, cond.Message)
 		}
 	}
+	statuses(&b, c, s)
 	if err != nil {
 		for line := range strings.Lines(err.Error()) {
 			fmt.Fprintf(&b, "error %s\n", strings.TrimSpace(line))

@@ -126,6 +126,23 @@ func ParseMeshConfig(cm *corev1.ConfigMap) (MeshConfig, MeshConfigReport, error)
 	return m, r, nil
 }
 
+// MeshTrustDomain is the trust domain that the ConfigMap says, "" for none.
+// Nothing else of it has to be right.
+func MeshTrustDomain(cm *corev1.ConfigMap) (string, error) {
+	var m struct {
+		TrustDomain string `json:"trustDomain"`
+	}
+	if err := yaml.Unmarshal([]byte(cm.Data[MeshConfigKey]), &m); err != nil {
+		return "", fmt.Errorf("ConfigMap %s/%s: data.%s: %w", cm.Namespace, cm.Name, MeshConfigKey, err)
+	}
+	if m.TrustDomain != "" && !trustDomain(m.TrustDomain) {
+		return "", fmt.Errorf("ConfigMap %s/%s: data.%s.trustDomain: %q: not a trust domain", cm.Namespace, cm.Name, MeshConfigKey, m.TrustDomain)
+	}
+	return m.TrustDomain, nil
+}
+
+func trustDomain(v string) bool { return v != "" && !strings.ContainsAny(v, "/ \t\n") }
+
 // jsonNames are the names that the fields of a message go by, camel case and
 // as in its definition, and the first of the two for each.
 func jsonNames(t reflect.Type) map[string]string {
@@ -275,7 +292,7 @@ var meshFields = map[string]func(*MeshConfig, *meshField){
 }
 
 func (f *meshField) validDomain(v string) bool {
-	if v == "" || strings.ContainsAny(v, "/ \t\n") {
+	if !trustDomain(v) {
 		f.bad("not a trust domain")
 		return false
 	}

@@ -1,6 +1,7 @@
 package inbound
 
 import (
+	"context"
 	"net/netip"
 	"slices"
 	"strings"
@@ -34,6 +35,25 @@ func judged(snap *mesh.Snapshot, w *mesh.Workload, peer identity.ID, src netip.A
 		return c, live.Errorf(live.BadRequest, "waypoint %s: no address of client %s", peer, client)
 	}
 	return authz.Conn{Peer: client, Src: at, Through: peer}, nil
+}
+
+// waypoints sees to it that the waypoints of w and its services are known where
+// not all of the mesh is.
+func (p *Proxy) waypoints(ctx context.Context, snap *mesh.Snapshot, w *mesh.Workload) (*mesh.Snapshot, error) {
+	// What is dialled is asked about together with its waypoint.
+	dialled := slices.Clone(w.Addresses[:min(1, len(w.Addresses))])
+	for key := range w.Services {
+		if s := snap.Service(key); s != nil && len(s.Addresses) > 0 {
+			dialled = append(dialled, s.Addresses[0].Prefix.Addr())
+		}
+	}
+	for _, a := range dialled {
+		var err error
+		if snap, err = live.Learn(ctx, p.cfg.Demand, p.cfg.Store, p.cfg.Pod, w, a); err != nil {
+			return snap, err
+		}
+	}
+	return snap, nil
 }
 
 // hasWaypoint reports whether id is the identity of a waypoint that w, or a

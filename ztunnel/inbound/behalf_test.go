@@ -1,6 +1,8 @@
 package inbound
 
 import (
+	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"net/netip"
@@ -113,6 +115,55 @@ func TestJudged(t *testing.T) {
 	ending.Health = mesh.Unhealthy
 	if c, err := judged(build([]*mesh.Workload{w, &ending}, services), w, way, src, hbone.Request{Header: claim}); err != nil || c.Peer != client {
 		t.Errorf("%+v, %v", c, err)
+	}
+}
+
+// asked is a control plane that tells what it is asked for.
+type asked struct {
+	store *mesh.Store
+	all   map[string]mesh.Delta
+	err   error
+	known map[string]bool
+}
+
+func (a *asked) Known(name string) bool { return a.known[name] }
+
+func (a *asked) Fetch(_ context.Context, _, name string) error {
+	b := mesh.NewBuilder(a.store.Load())
+	b.Apply(a.all[name])
+	a.store.Swap(b.Build())
+	a.known[name] = true
+	return a.err
+}
+
+// Where workloads are only sent when asked for, a waypoint that speaks for a client
+// is asked for first.
+func TestWaypointsOnDemand(t *testing.T) {
+	way := &mesh.Workload{UID: "c//Pod/ns/way", Name: "way", Namespace: "ns", ServiceAccount: "way", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.50")},
+		Services: map[string][]mesh.Port{"ns/way.svc": nil}}
+	self := &mesh.Workload{UID: "c//Pod/ns/server", Name: "server", Namespace: "ns", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")},
+		Services: map[string][]mesh.Port{"ns/web": nil}}
+	web := &mesh.Service{Name: "web", Namespace: "ns", Hostname: "web", Addresses: []mesh.NetworkAddress{single("10.1.0.1")},
+		Waypoint: &mesh.GatewayAddress{Namespace: "ns", Hostname: "way.svc"}}
+	wayService := &mesh.Service{Name: "way", Namespace: "ns", Hostname: "way.svc", Addresses: []mesh.NetworkAddress{single("10.1.0.9")}}
+	for _, tt := range []struct {
+		err  error
+		want bool
+	}{{nil, true}, {errors.New("no answer"), false}} {
+		store := mesh.NewStore()
+		store.Swap(build([]*mesh.Workload{self}, []*mesh.Service{web, wayService}))
+		if hasWaypoint(store.Load(), self, way.Identity()) {
+			t.Fatal("known before it was asked for")
+		}
+		d := &asked{store: store, all: map[string]mesh.Delta{"ns/way.svc": {Workloads: []*mesh.Workload{way}}}, err: tt.err, known: map[string]bool{}}
+		p := New(Config{Store: store, Table: table(), Demand: d, Pod: &live.Pod{UID: "u"}})
+		snap, err := p.waypoints(t.Context(), store.Load(), self)
+		if reason(err) != map[bool]live.Reason{true: "", false: live.LookupUnanswered}[tt.want] {
+			t.Errorf("%v", err)
+		}
+		if tt.want && !hasWaypoint(snap, self, way.Identity()) {
+			t.Error("not known after it was asked for")
+		}
 	}
 }
 

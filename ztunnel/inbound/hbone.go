@@ -159,6 +159,12 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 		fail(statusOf(err), err)
 		return
 	}
+	if p.cfg.Demand != nil && in.Get(hbone.ClientHeader) != "" {
+		if snap, err = p.waypoints(ctx, snap, self); err != nil {
+			fail(503, err)
+			return
+		}
+	}
 	conn, err := judged(snap, self, in.Peer(), src, in.Request)
 	if err != nil {
 		fail(400, err)

@@ -33,6 +33,8 @@ type config struct {
 	excluded       list
 	nodeAccounts   list
 	enablement     string
+	untaint        bool
+	taint          string
 	istioNames     bool
 	revision       string
 	besideIstio    bool
@@ -97,6 +99,8 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	text(&c.plaintext, "plaintext-address", "", "", "address of xDS and CA without TLS; empty: off")
 	text(&c.monitoring, "monitoring-address", "", ":15014", "address of /metrics, /ready, /version, and for loopback /debug/clients")
 	fs.Var(&c.excluded, "exclude-namespaces", "namespaces that are never enrolled [$EXCLUDE_NAMESPACES]")
+	fs.BoolVar(&c.untaint, "untaint-nodes", envBool(env, "PILOT_ENABLE_NODE_UNTAINT_CONTROLLERS", false), "take a taint off nodes whose node agent is ready; needs the rights in deploy/taint [$PILOT_ENABLE_NODE_UNTAINT_CONTROLLERS]")
+	text(&c.taint, "taint-name", "PILOT_NODE_UNTAINT_CONTROLLERS_TAINT_NAME", "cni.istio.io/not-ready", "key of that taint")
 	text(&c.enablement, "enablement-selector", "AMBIENT_ENABLEMENT_SELECTOR", "", "which pods are in the mesh, as the node agents have it: a YAML list of podSelector and namespaceSelector")
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
 	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
@@ -140,6 +144,14 @@ func envBool(env func(string) (string, bool), variable string, fallback bool) bo
 		return b
 	}
 	return fallback
+}
+
+// untaintKey is the taint that comes off nodes, "" for none.
+func (c *config) untaintKey() string {
+	if !c.untaint {
+		return ""
+	}
+	return c.taint
 }
 
 // allocateFrom of a valid configuration.

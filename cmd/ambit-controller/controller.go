@@ -171,6 +171,7 @@ func (c *controller) serve(ctx context.Context, start func(string, func(context.
 			Network: c.cfg.network, NetworkPolicies: c.cfg.netPolicies,
 		},
 		Enrolment:    enrolment,
+		Untaint:      c.cfg.untaintKey(),
 		Namespace:    c.cfg.namespace,
 		Replica:      c.cfg.replica,
 		Roots:        ring,

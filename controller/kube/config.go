@@ -39,8 +39,11 @@ type Config struct {
 	// AllocateFrom is where hosts of ServiceEntries get addresses from, one of
 	// each; none: they get none.
 	AllocateFrom []netip.Prefix
-	Roots        Roots    // trust anchors for the ConfigMaps
-	ConfigMaps   []string // names of the ConfigMaps that carry them
+	// Untaint is the key of a taint that comes off nodes whose node agent is
+	// ready; "": none does.
+	Untaint    string
+	Roots      Roots    // trust anchors for the ConfigMaps
+	ConfigMaps []string // names of the ConfigMaps that carry them
 	// Leading is run for as long as this replica holds the Lease; it returns
 	// when the term ends. nil: nothing.
 	Leading func(term context.Context)

@@ -30,6 +30,9 @@ func (c *Controller) lead(ctx context.Context) {
 				}
 				parts.Go(func() { c.allocator.run(term) })
 				parts.Go(func() { c.bindings.run(term) })
+				if c.cfg.Untaint != "" {
+					parts.Go(func() { c.untaint(term) })
+				}
 				c.writer.run(term)
 				parts.Wait()
 			}

@@ -41,6 +41,7 @@ var puts = []put{
 	{"cni-node.yaml", "            requests: {cpu: 50m, memory: 64Mi}\n", resources("cni")},
 	{"cni-node.yaml", "              value: kube-system\n", "              value: {{ .Values.excludeNamespaces | quote }}\n" +
 		perPlatform("CNI_BIN_DIR", "cni.binDir") + perPlatform("CNI_CONF_DIR", "cni.confDir") + perPlatform("CRI_SOCKET", "cni.criSocket")},
+	{"cni-node.yaml", "              value: \"true\"\n", "              value: {{ .Values.cni.dnsCapture | quote }}\n"},
 	{"cni-node.yaml", "      containers:\n", mountBPFFS + "      containers:\n"},
 	{"cni-node.yaml", "      nodeSelector:\n", noFargate + "      nodeSelector:\n"},
 	{"cni-node.yaml", "          command: [/usr/local/bin/ambit-cni-node]\n", "          command: [/usr/local/bin/ambit-cni-node]\n" + args("cni")},

@@ -41,7 +41,7 @@ func entry(host string, vips ...netip.Addr) *mesh.Service {
 
 // dnsWorld is a captured client whose questions are captured too, a server and a
 // resolver outside the mesh.
-func dnsWorld(t *testing.T) (w *world, client *pod, r *resolver, vips []netip.Addr) {
+func dnsWorld(t testing.TB) (w *world, client *pod, r *resolver, vips []netip.Addr) {
 	w = newWorldOf(t, dual)
 	client = w.newPod(w.a, "client")
 	client.dns = true
@@ -481,4 +481,68 @@ func TestDNSAcrossRestart(t *testing.T) {
 	cancel()
 	wg.Wait()
 	t.Logf("%d answers, %d asked again", answered.Load(), late.Load())
+}
+
+// BenchmarkDNS asks a resolver from a pod whose questions are not captured, through
+// ztunnel, and for names of the mesh; one question at a time, and from 32 clients.
+func BenchmarkDNS(b *testing.B) {
+	w, client, r, _ := dnsWorld(b)
+	plain := w.newPod(w.a, "plain")
+	for _, c := range []struct {
+		name string
+		pod  *pod
+		host string
+	}{{"direct", plain, "outside.example.org."}, {"forwarded", client, "outside.example.org."}, {"mesh", client, "api.example.com."}} {
+		for _, clients := range []int{1, 32} {
+			b.Run(fmt.Sprintf("%s/%d", c.name, clients), func(b *testing.B) {
+				q, err := question(c.host, dns.TypeA).Pack()
+				if err != nil {
+					b.Fatal(err)
+				}
+				var wg sync.WaitGroup
+				took := make([][]time.Duration, clients)
+				each := b.N/clients + 1
+				b.ResetTimer()
+				start := time.Now()
+				for i := range clients {
+					line, err := c.pod.line("udp", r.at)
+					if err != nil {
+						b.Fatal(err)
+					}
+					wg.Go(func() {
+						defer line.Close()
+						buf := make([]byte, 512)
+						for range each {
+							at := time.Now()
+							line.SetDeadline(at.Add(patience))
+							if _, err := line.Conn.Write(q); err != nil {
+								b.Error(err)
+								return
+							}
+							if _, err := line.Conn.Read(buf); err != nil {
+								b.Error(err)
+								return
+							}
+							took[i] = append(took[i], time.Since(at))
+						}
+					})
+				}
+				wg.Wait()
+				all := slices.Concat(took...)
+				slices.Sort(all)
+				b.ReportMetric(float64(len(all))/time.Since(start).Seconds(), "questions/s")
+				b.ReportMetric(float64(all[len(all)/2].Microseconds()), "p50-µs")
+				b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
+			})
+		}
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", w.a.zt.cmd.Process.Pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	for line := range strings.Lines(string(status)) {
+		if strings.HasPrefix(line, "VmRSS") || strings.HasPrefix(line, "VmHWM") {
+			b.Log(strings.TrimSpace(line))
+		}
+	}
 }

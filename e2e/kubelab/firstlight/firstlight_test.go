@@ -16,6 +16,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged lifecycle-label lifecycle-rollout lifecycle-ztunnel-killed lifecycle-agent-gone lifecycle-controller-away lifecycle-reboot lifecycle-conflist
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets enrol-labels
+//ambit:feature dns-service-entry
 //ambit:feature identity-root-change identity-secret-damaged controller-ask
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
@@ -31,6 +32,7 @@ func TestFirstLight(t *testing.T) {
 			"STRICT refuses an un-meshed client":                 strict,
 			"a policy that cannot be honoured says which field":  badPolicy,
 			"probes of every kind":                               probesOfEveryKind,
+			"names are resolved by the mesh and by the cluster":  names,
 			"every kind of service reaches a meshed pod":         services,
 			"a forged mark does not leave the mesh":              forgedMark,
 			"the agent's socket is not for other pods":           foreignSocket,

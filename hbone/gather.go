@@ -156,6 +156,10 @@ func (b *gatherConn) fill() error {
 			b.err = io.EOF
 		}
 	} else {
+		if s, ok := b.nc.(*Stream); ok && b.r == b.w {
+			b.release()
+			s.awaitRead()
+		}
 		b.take()
 		b.readN, b.err = b.nc.Read(b.buf[b.w:])
 	}

@@ -33,6 +33,17 @@ func (s *Stream) Read(p []byte) (int, error) {
 	}
 }
 
+// awaitRead returns when Read has something to say. Who waits with it needs no
+// buffer meanwhile.
+func (s *Stream) awaitRead() {
+	r := &s.recv
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for r.backlog.n == 0 && s.readErrLocked() == nil {
+		r.changed.Wait()
+	}
+}
+
 // Write implements net.Conn.
 func (s *Stream) Write(p []byte) (int, error) {
 	done := 0

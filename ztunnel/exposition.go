@@ -37,13 +37,14 @@ func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
 		w.Header().Set("Vary", "Accept-Encoding")
 		c := coding(strings.Join(r.Header.Values("Accept-Encoding"), ","))
 		if c.name == "" {
-			w.Write(body)
+			_, _ = w.Write(body) // an error means that the client has gone
 			return
 		}
 		w.Header().Set("Content-Encoding", c.name)
 		z := c.writer(w)
-		z.Write(body) // an error means that the client has gone
-		z.Close()
+		if _, err := z.Write(body); err == nil { // or the client has gone
+			_ = z.Close()
+		}
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/metrics", h)

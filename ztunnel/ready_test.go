@@ -105,8 +105,11 @@ func withoutDescriptors() error {
 	}
 	expect := func(when string, c *http.Client, server, path string, code int, text string) error {
 		got, body, err := get(c, server, path)
-		if err != nil || got != code || !strings.Contains(body, text) {
-			return fmt.Errorf("%s: %s: %d %.300q %v", when, path, got, body, err)
+		if err != nil {
+			return fmt.Errorf("%s: %s: %w", when, path, err)
+		}
+		if got != code || !strings.Contains(body, text) {
+			return fmt.Errorf("%s: %s: %d %.300q", when, path, got, body)
 		}
 		return nil
 	}

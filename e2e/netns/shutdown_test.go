@@ -53,8 +53,11 @@ func shutdown(t *testing.T, f families) {
 	}
 	eventually(t, "it is not ready", func() error {
 		_, err := w.b.get("127.0.0.1:15021", "/healthz/ready")
-		if err == nil || !strings.Contains(err.Error(), "pending: proxy") {
-			return fmt.Errorf("readiness: %v", err)
+		if err == nil {
+			return errors.New("it is ready")
+		}
+		if !strings.Contains(err.Error(), "pending: proxy") {
+			return fmt.Errorf("readiness: %w", err)
 		}
 		return nil
 	})

@@ -39,7 +39,7 @@ func (l *lab) allocated(name string) (list []string, managers string, err error)
 		list = append(list, a.GetHost()+" "+a.GetValue())
 	}
 	for _, m := range se.ManagedFields {
-		if m.Subresource == "status" {
+		if m.Subresource == "status" && strings.Contains(string(m.FieldsV1.Raw), `"f:addresses"`) {
 			managers += m.Manager + " "
 		}
 	}
@@ -116,6 +116,12 @@ func (r *running) testExternal(t *testing.T) {
 	if list, managers, err := r.allocated("foreign"); err != nil || managers != "pilot-discovery" || !slices.Equal(list, []string{"c.example.com 240.240.7.7"}) {
 		t.Errorf("what another controller wrote is now %v of %q, %v", list, managers, err)
 	}
+	// Emptied by a user, the field is ours to fill.
+	if _, err := entries.Patch(t.Context(), "foreign", types.MergePatchType, []byte(`{"status":{"addresses":[]}}`),
+		metav1.PatchOptions{FieldManager: "kubectl-patch"}, "status"); err != nil {
+		t.Fatal(err)
+	}
+	r.addressed(t, "foreign", "c.example.com", "d.example.com")
 	// A label takes them back.
 	if _, err := entries.Patch(t.Context(), "api", types.MergePatchType,
 		[]byte(`{"metadata":{"labels":{"networking.istio.io/enable-autoallocate-ip":"false"}}}`), metav1.PatchOptions{}); err != nil {

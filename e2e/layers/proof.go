@@ -164,7 +164,13 @@ func prove(w io.Writer, rows []claims.Claim, rs []result, chosen, ci bool) bool 
 		ok = false
 	}
 	if ok {
-		fmt.Fprintf(w, "proven   %d rows of %s and %s\n", len(rows), claims.Features, claims.Threats)
+		n := 0 // that claim nothing
+		for _, c := range rows {
+			if c.LeftOut != "" {
+				n++
+			}
+		}
+		fmt.Fprintf(w, "proven   %d rows of %s and %s; %d more say what is left out on purpose\n", len(rows)-n, claims.Features, claims.Threats, n)
 	}
 	return ok
 }

@@ -89,6 +89,7 @@ func TestProve(t *testing.T) {
 		says       string
 	}{
 		{"all proven", []claims.Claim{good}, all, false, false, true, "proven   1 rows"},
+		{"one is left out on purpose", []claims.Claim{good, {Document: claims.Features, ID: "traffic-pigeons", LeftOut: "they do not find home"}}, all, false, true, true, "proven   1 rows of docs/features.md and docs/threat-model.md; 1 more say"},
 		{"one was skipped", []claims.Claim{good, root}, all, false, false, false, "UNPROVEN docs/features.md: traffic-root: a.TestRoot was skipped"},
 		{"one was skipped, in CI", []claims.Claim{good, root}, all, false, true, false, "UNPROVEN docs/features.md: traffic-root: a.TestRoot was skipped"},
 		{"a layer could not run", []claims.Claim{good, root}, part, false, false, true, "unproven Traffic: traffic-root\n"},

@@ -208,7 +208,8 @@ func (r *reader) parseFrame(b []byte) (int, error) {
 	r.deliver()
 	n := frameHeaderLen + length
 	r.frame.Reset(b[:n])
-	f, err := r.framer.ReadFrame()
+	f, err := r.framer.ReadFrame() // of which it has a copy
+	r.frame.Reset(nil)             // or it would keep the whole buffer while the connection is idle
 	var se http2.StreamError
 	switch {
 	case err == nil:

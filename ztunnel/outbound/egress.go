@@ -77,7 +77,7 @@ func serverName(c *net.TCPConn) (name string, hello egress.Hello) {
 		return "", egress.NotTLS
 	}
 	_ = c.SetReadDeadline(time.Now().Add(helloTimeout))
-	defer c.SetReadDeadline(time.Time{})
+	defer func() { _ = c.SetReadDeadline(time.Time{}) }()
 	err = raw.Read(func(fd uintptr) bool {
 		buf := helloBuffers.Get().(*[]byte)
 		defer helloBuffers.Put(buf)

@@ -45,7 +45,11 @@ func (n *Node) serveOwn(ctx context.Context) error {
 	if !o.known() {
 		return nil
 	}
-	ln, err := net.Listen("tcp", net.JoinHostPort("", strconv.Itoa(outbound.HBONEPort)))
+	network := "tcp"
+	if n.cfg.IPv4Only {
+		network = "tcp4"
+	}
+	ln, err := net.Listen(network, net.JoinHostPort("", strconv.Itoa(outbound.HBONEPort)))
 	if err != nil {
 		n.cfg.Logger.Warn("ztunnel's own endpoints cannot be reached through the mesh", "err", err)
 		return nil

@@ -107,6 +107,16 @@ func waypoints(t *testing.T, f families) {
 		refused(t, client, f.vipAt(4, 80))
 		w.a.zt.wantLog(t, "connection complete", `error="unknown waypoint: demo/nobody.example"`, `reason="unknown_waypoint"`)
 	})
+	t.Run("that does not answer", func(t *testing.T) {
+		dead := w.newPod(w.b, "dead")
+		w.tells(dead, func(*mesh.Workload) {})
+		deaf := svc(7, gatewayOf(dead, 15008))
+		server.change = func(rec *mesh.Workload) { member("web7.demo.svc.cluster.local")(rec) }
+		w.control.apply(mesh.Delta{Services: []*mesh.Service{deaf}, Workloads: []*mesh.Workload{server.record(true)}})
+		w.control.settled(t)
+		refused(t, client, f.vipAt(7, 80)) // although there is an endpoint that would
+		w.a.zt.wantLog(t, "connection complete", "dst.addr="+dead.at(15008), "dst.hbone_addr="+f.vipAt(7, 80), `reason="connect_refused"`)
+	})
 	t.Run("that is not who it should be", func(t *testing.T) {
 		other := w.newPod(w.b, "other")
 		other.serveHBONE(15008, answer)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/ambitmesh/ambit/cni/netns"
 	"github.com/ambitmesh/ambit/controller/mesh"
+	"golang.org/x/sys/unix"
 )
 
 // TestShutdown: a ztunnel that is told to end waits for what is open, says that it
@@ -180,4 +181,52 @@ func malicious(from *pod, to string) (string, error) {
 		return string(b), err
 	}
 	return string(b), nil
+}
+
+// TestUnreadyWithoutDescriptors: a ztunnel whose pods use nearly all of its
+// descriptors is not ready, with the figures, and is again when they end; it serves
+// on meanwhile.
+//
+//ambit:feature telemetry-descriptors
+func TestUnreadyWithoutDescriptors(t *testing.T) {
+	w := newWorld(t)
+	server, outside := w.newPod(w.b, "server"), w.newPod(w.a, "outside")
+	server.listen(9000, echo)
+	w.enrol(server)
+	ready := func() string {
+		_, err := w.b.get("127.0.0.1:15021", "/healthz/ready")
+		return fmt.Sprint(err)
+	}
+	used := int(w.b.metric(t, "process_open_fds"))
+	const room = 60
+	if err := unix.Prlimit(w.b.zt.cmd.Process.Pid, unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: uint64(used + room), Max: 20000}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r := ready(); r != "<nil>" {
+		t.Fatalf("with %d of %d used: %s", used, used+room, r)
+	}
+	var open []*net.TCPConn
+	for range room * 9 / 20 { // two descriptors each: nine tenths of what is left
+		c := outside.mustDial(t, server.at(9000))
+		pingPong(t, c, "one more")
+		open = append(open, c)
+	}
+	if r := ready(); !strings.Contains(r, "pending: descriptors (") || !strings.Contains(r, fmt.Sprintf(" of %d are open", used+room)) {
+		t.Errorf("with few left: %s", r)
+	}
+	w.b.zt.wantLog(t, "descriptors run out")
+	pingPong(t, open[0], "an open one goes on")
+	last := outside.mustDial(t, server.at(9000))
+	pingPong(t, last, "a new one is served")
+	last.Close()
+	for _, c := range open {
+		c.Close()
+	}
+	eventually(t, "it is ready again", func() error {
+		if r := ready(); r != "<nil>" {
+			return errors.New(r)
+		}
+		return nil
+	})
+	w.b.zt.wantLog(t, "there are descriptors again")
 }

@@ -42,6 +42,11 @@ bench:
 soak:
 	$(GO) run ./e2e/bench -soak $(DURATION) $(SOAKFLAGS)
 
+# make scale AMBIT_KUBELAB=... SCALEFLAGS='-nodes 200'; without a kubelab the ztunnel alone
+.PHONY: scale
+scale:
+	$(GO) run ./e2e/bench/scale $(SCALEFLAGS)
+
 # Kubernetes is compiled once (about five minutes on two cores), then kept.
 .PHONY: demo
 demo:

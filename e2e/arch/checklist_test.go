@@ -24,8 +24,6 @@ const (
 	waypoint     stage = "the waypoint"
 	ingress      stage = "gateways: ingress and egress of their own"
 	multicluster stage = "several clusters in one mesh"
-	// open is for items that await their rows.
-	open stage = "open"
 )
 
 // checklist is a section of one of the lists.
@@ -55,7 +53,7 @@ func TestChecklists(t *testing.T) {
 				if len(ids) == 0 {
 					t.Errorf("%s: %s: no row, and no part that it belongs to", l.name, i.name)
 				}
-			case waypoint, ingress, multicluster, open:
+			case waypoint, ingress, multicluster:
 			default:
 				t.Errorf("%s: %s: no such part: %q", l.name, i.name, i.later)
 			}

@@ -65,7 +65,7 @@ func dnsWorld(t testing.TB) (w *world, client *pod, r *resolver, vips []netip.Ad
 // Questions of a captured pod: what the mesh knows is answered by ztunnel in the
 // resolver's name, all else by the resolver as if nobody were in between.
 //
-//ambit:feature dns-capture dns-services dns-forward dns-types dns-edns dns-truncation dns-tcp dns-upstream-down dns-loop dns-port-in-use dns-metrics
+//ambit:feature dns-capture dns-services dns-forward dns-types dns-edns dns-truncation dns-tcp dns-upstream-down dns-loop dns-port-in-use dns-own-server dns-metrics
 func TestDNS(t *testing.T) {
 	t.Parallel()
 	w, client, r, vips := dnsWorld(t)
@@ -239,6 +239,37 @@ func TestDNS(t *testing.T) {
 		for _, host := range []string{"api.example.com.", "outside.example.org."} {
 			if m := must(t, "udp", question(host, dns.TypeA)); len(m.Answer) != 1 {
 				t.Errorf("%s", m)
+			}
+		}
+	})
+	t.Run("an answer of the pod's own name server", func(t *testing.T) {
+		other := w.newPod(w.b, "asker")
+		open := func(p *pod) *net.UDPConn {
+			f, err := p.ns.ListenUDP(netip.AddrPortFrom(netip.IPv6Unspecified(), 53), netns.SocketOptions{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer f.Close()
+			pc, err := net.FilePacketConn(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { pc.Close() })
+			return pc.(*net.UDPConn)
+		}
+		server, asker := open(client), open(other)
+		m := question("client.example.org.", dns.TypeA)
+		m.Response = true
+		b, _ := m.Pack()
+		for i, to := range other.addrs {
+			if _, err := server.WriteToUDPAddrPort(b, netip.AddrPortFrom(to, 53)); err != nil {
+				t.Fatal(err)
+			}
+			asker.SetReadDeadline(time.Now().Add(patience))
+			buf := make([]byte, 512)
+			n, from, err := asker.ReadFromUDPAddrPort(buf)
+			if err != nil || from.Addr().Unmap() != client.addrs[i] || from.Port() != 53 || string(buf[:n]) != string(b) {
+				t.Errorf("to %s: %d bytes from %s, %v", to, n, from, err)
 			}
 		}
 	})

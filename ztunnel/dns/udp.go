@@ -34,6 +34,11 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			return err
 		}
 		if isResponse(d.message) {
+			// Of a name server in the pod, to one that asks from its own port 53.
+			// It goes on as it came; to answer it could go on for ever.
+			if !s.cfg.Rewritten {
+				_ = s.send(d.from, d.to, d.message) // a datagram may be lost
+			}
 			continue
 		}
 		q := read(d.message)

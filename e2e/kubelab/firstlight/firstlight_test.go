@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged lifecycle-label lifecycle-rollout lifecycle-ztunnel-killed lifecycle-agent-gone lifecycle-controller-away lifecycle-reboot lifecycle-conflist
 //ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets enrol-labels
-//ambit:feature dns-service-entry
+//ambit:feature dns-service-entry own-metrics
 //ambit:feature identity-root-change identity-secret-damaged controller-ask
 func TestFirstLight(t *testing.T) {
 	l := ambitlab.Start(t, kubelab.Options{Nodes: 2, DNS: true, ShortTimers: true})
@@ -36,6 +36,7 @@ func TestFirstLight(t *testing.T) {
 			"every kind of service reaches a meshed pod":         services,
 			"a forged mark does not leave the mesh":              forgedMark,
 			"the agent's socket is not for other pods":           foreignSocket,
+			"ztunnel's metrics come through the mesh":            ownMetrics,
 			"ambit version names every component":                cliVersion,
 			"ambit status tells what is captured and what isn't": cliStatus,
 			"ambit asks ztunnels and controllers":                cliAsks,

@@ -1,7 +1,6 @@
 package ztunnel
 
 import (
-	"bytes"
 	"cmp"
 	"compress/gzip"
 	"compress/zlib"
@@ -13,6 +12,7 @@ import (
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 )
 
@@ -21,7 +21,7 @@ import (
 func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
 	h := func(w http.ResponseWriter, r *http.Request) {
 		before()
-		body, err := exposition(g)
+		families, err := g.Gather()
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 			return
@@ -36,15 +36,19 @@ func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
 		w.Header().Set("Content-Type", contentType)
 		w.Header().Set("Vary", "Accept-Encoding")
 		c := coding(strings.Join(r.Header.Values("Accept-Encoding"), ","))
-		if c.name == "" {
-			_, _ = w.Write(body) // an error means that the client has gone
-			return
+		out := io.Writer(w)
+		if c.name != "" {
+			w.Header().Set("Content-Encoding", c.name)
+			z := c.writer(w)
+			out = z
+			// A body that is cut short must not look whole.
+			defer func() {
+				if err == nil {
+					_ = z.Close()
+				}
+			}()
 		}
-		w.Header().Set("Content-Encoding", c.name)
-		z := c.writer(w)
-		if _, err := z.Write(body); err == nil { // or the client has gone
-			_ = z.Close()
-		}
+		err = expose(out, families) // or the client has gone
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/metrics", h)
@@ -52,26 +56,22 @@ func metricsHandler(before func(), g prometheus.Gatherer) http.Handler {
 	return mux
 }
 
-func exposition(g prometheus.Gatherer) ([]byte, error) {
-	families, err := g.Gather()
-	if err != nil {
-		return nil, err
-	}
-	var b bytes.Buffer
-	enc := expfmt.NewEncoder(&b, expfmt.NewFormat(expfmt.TypeOpenMetrics))
+// expose writes family by family, because there may be many series.
+func expose(w io.Writer, families []*dto.MetricFamily) error {
+	enc := expfmt.NewEncoder(w, expfmt.NewFormat(expfmt.TypeOpenMetrics))
 	for _, f := range families {
 		if help := f.GetHelp(); !stable(f.GetName()) && !strings.Contains(help, "unstable") {
 			help += " (unstable)" // of the Go runtime's collector
 			f.Help = &help
 		}
 		if err := enc.Encode(f); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	if c, ok := enc.(expfmt.Closer); ok {
-		err = c.Close()
+		return c.Close()
 	}
-	return b.Bytes(), err
+	return nil
 }
 
 // stable are the metrics that stay as they are; the help of every other one says

@@ -92,7 +92,7 @@ var ambientChecklists = []checklist{
 		{"TestZtunnelConfig", "cli-ztunnel-config controller-ask", ""},
 		{"TestMulticlusterFailover", "", multicluster},
 		{"TestEastWestGatewayTLSRoute", "", multicluster},
-		{"TestEastWestServerFirst, TestEastWestClientFirst", "enrol-order", ""},
+		{"TestEastWestServerFirst, TestEastWestClientFirst", "enrol-order enrol-sidecar-migration", ""},
 		{"TestNorthSouth", "", ingress},
 	}},
 	{"easily missed", []item{

@@ -18,22 +18,22 @@ type Terms struct {
 	Aliases func() []string
 }
 
-// sameDomain reports whether a means the trust domain own, or an alias of it.
-func (t *Terms) sameDomain(a, own string) bool {
+// SameDomain reports whether a means the trust domain own, or an alias of it.
+func (t *Terms) SameDomain(a, own string) bool {
 	if own == "" || a == own {
 		return own != ""
 	}
 	return t != nil && t.Aliases != nil && slices.Contains(t.Aliases(), a)
 }
 
-// sameID reports whether a and b are one identity in a mesh of the trust domain
+// SameID reports whether a and b are one identity in a mesh of the trust domain
 // own: the same, or the same below trust domains that both count as the mesh's.
-func (t *Terms) sameID(a, b ID, own string) bool {
+func (t *Terms) SameID(a, b ID, own string) bool {
 	if a == b {
 		return true
 	}
 	return a.Namespace == b.Namespace && a.ServiceAccount == b.ServiceAccount &&
-		t.sameDomain(a.TrustDomain, own) && t.sameDomain(b.TrustDomain, own)
+		t.SameDomain(a.TrustDomain, own) && t.SameDomain(b.TrustDomain, own)
 }
 
 func (t *Terms) revoked() *Revocations {

@@ -50,7 +50,7 @@ func verifyClient(chain []*x509.Certificate, roots *x509.CertPool, self ID, term
 		return &VerifyError{BadCertificate, "", err}
 	}
 	// The identity policy will be decided on is the one that must belong to us.
-	if !terms.sameDomain(id.TrustDomain, self.TrustDomain) {
+	if !terms.SameDomain(id.TrustDomain, self.TrustDomain) {
 		return &VerifyError{TrustDomain, id.String(), fmt.Errorf("trust domain %q is not %q", id.TrustDomain, self.TrustDomain)}
 	}
 	return nil
@@ -67,7 +67,7 @@ func verifyServer(chain []*x509.Certificate, roots *x509.CertPool, self ID, expe
 			continue
 		}
 		for _, want := range expect {
-			if !want.IsZero() && terms.sameID(id, want, self.TrustDomain) {
+			if !want.IsZero() && terms.SameID(id, want, self.TrustDomain) {
 				return nil
 			}
 		}

@@ -17,16 +17,16 @@ import (
 // w makes the connection for. Anybody may say that he does; believed is
 // who this node's own configuration names as the waypoint of w or of a service
 // of w, and nobody else is even listened to.
-func judged(snap *mesh.Snapshot, w *mesh.Workload, peer identity.ID, src netip.AddrPort, r hbone.Request) (authz.Conn, error) {
+func judged(snap *mesh.Snapshot, w *mesh.Workload, peer identity.ID, src netip.AddrPort, r hbone.Request, terms *identity.Terms) (authz.Conn, error) {
 	c := authz.Conn{Peer: peer, Src: src}
-	if r.Get(hbone.ClientHeader) == "" || !hasWaypoint(snap, w, peer) {
+	if r.Get(hbone.ClientHeader) == "" || !hasWaypoint(snap, w, peer, terms) {
 		return c, nil
 	}
 	client, err := r.Client()
 	if err != nil {
 		return c, live.Errorf(live.BadRequest, "waypoint %s: %w", peer, err)
 	}
-	if td := w.Identity().TrustDomain; client.TrustDomain != td {
+	if td := w.Identity().TrustDomain; !terms.SameDomain(client.TrustDomain, td) {
 		return c, live.Errorf(live.BadRequest, "waypoint %s: client %s is not of trust domain %q", peer, client, td)
 	}
 	at, ok := forwardedFor(r.Get("forwarded"))
@@ -59,8 +59,11 @@ func (p *Proxy) waypoints(ctx context.Context, snap *mesh.Snapshot, w *mesh.Work
 // hasWaypoint reports whether id is the identity of a waypoint that w, or a
 // service of w, is configured to have. Replicas that are not ready count: one that
 // ends still has connections to make for the requests that it holds.
-func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID) bool {
-	if isIdentityOf(snap, w, w.Waypoint, id) {
+func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID, terms *identity.Terms) bool {
+	is := func(p *mesh.Workload) bool {
+		return p != nil && terms.SameID(p.Identity(), id, w.Identity().TrustDomain)
+	}
+	if isWorkload(snap, w, w.Waypoint, is) {
 		return true
 	}
 	for key := range w.Services {
@@ -68,11 +71,11 @@ func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID) bool {
 		if s == nil {
 			continue
 		}
-		if isIdentityOf(snap, w, s.Waypoint, id) {
+		if isWorkload(snap, w, s.Waypoint, is) {
 			return true
 		}
 		for i := range s.Weighted {
-			if isIdentityOf(snap, w, &s.Weighted[i].Destination, id) {
+			if isWorkload(snap, w, &s.Weighted[i].Destination, is) {
 				return true
 			}
 		}
@@ -80,11 +83,11 @@ func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID) bool {
 	return false
 }
 
-func isIdentityOf(snap *mesh.Snapshot, w *mesh.Workload, g *mesh.GatewayAddress, id identity.ID) bool {
+// isWorkload reports whether is says yes to a workload that g leads to, seen from w.
+func isWorkload(snap *mesh.Snapshot, w *mesh.Workload, g *mesh.GatewayAddress, is func(*mesh.Workload) bool) bool {
 	if g == nil {
 		return false
 	}
-	is := func(p *mesh.Workload) bool { return p != nil && p.Identity() == id }
 	var svc *mesh.Service
 	if g.Hostname != "" {
 		if svc = snap.Service(g.Namespace + "/" + g.Hostname); svc == nil {

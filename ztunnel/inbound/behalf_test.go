@@ -94,7 +94,7 @@ func TestJudged(t *testing.T) {
 			w := pod("server", "10.0.0.1", named("ns", "server"), of(tt.of...))
 			w.Waypoint = tt.waypoint
 			snap := build(append(workloads, w), services)
-			c, err := judged(snap, w, tt.peer, src, hbone.Request{Header: tt.header})
+			c, err := judged(snap, w, tt.peer, src, hbone.Request{Header: tt.header}, nil)
 			if reason(err) != tt.reason {
 				t.Fatal(err)
 			}
@@ -109,11 +109,28 @@ func TestJudged(t *testing.T) {
 			}
 		})
 	}
+	// While the mesh's trust domain is changed its old name is an alias of it.
+	{
+		aliased := way
+		aliased.TrustDomain = "old.example"
+		theirs := client
+		theirs.TrustDomain = "old.example"
+		old := hbone.Request{Header: []hbone.Header{{Name: hbone.ClientHeader, Value: theirs.String()}, claim[1]}}
+		snap := build(append(workloads, pod("server", "10.0.0.1", named("ns", "server"), of("ns/web"))), services)
+		w := snap.Workload("c//Pod/ns/server")
+		terms := &identity.Terms{Aliases: func() []string { return []string{"old.example"} }}
+		if c, err := judged(snap, w, aliased, src, old, terms); err != nil || c.Peer != theirs || c.Through != aliased {
+			t.Errorf("of an alias: %+v, %v", c, err)
+		}
+		if c, _ := judged(snap, w, aliased, src, old, nil); !c.Through.IsZero() {
+			t.Errorf("of no alias: %+v", c)
+		}
+	}
 	// A waypoint that ends is not ready any more, and still has requests to pass on.
 	w := pod("server", "10.0.0.1", named("ns", "server"), of("ns/web"))
 	ending := *workloads[0]
 	ending.Health = mesh.Unhealthy
-	if c, err := judged(build([]*mesh.Workload{w, &ending}, services), w, way, src, hbone.Request{Header: claim}); err != nil || c.Peer != client {
+	if c, err := judged(build([]*mesh.Workload{w, &ending}, services), w, way, src, hbone.Request{Header: claim}, nil); err != nil || c.Peer != client {
 		t.Errorf("%+v, %v", c, err)
 	}
 }
@@ -152,7 +169,7 @@ func TestWaypointsOnDemand(t *testing.T) {
 	}{{nil, true}, {errors.New("no answer"), false}} {
 		store := mesh.NewStore()
 		store.Swap(build([]*mesh.Workload{self}, []*mesh.Service{web, wayService}))
-		if hasWaypoint(store.Load(), self, way.Identity()) {
+		if hasWaypoint(store.Load(), self, way.Identity(), nil) {
 			t.Fatal("known before it was asked for")
 		}
 		d := &asked{store: store, all: map[string]mesh.Delta{"ns/way.svc": {Workloads: []*mesh.Workload{way}}}, err: tt.err, known: map[string]bool{}}
@@ -161,7 +178,7 @@ func TestWaypointsOnDemand(t *testing.T) {
 		if reason(err) != map[bool]live.Reason{true: "", false: live.LookupUnanswered}[tt.want] {
 			t.Errorf("%v", err)
 		}
-		if tt.want && !hasWaypoint(snap, self, way.Identity()) {
+		if tt.want && !hasWaypoint(snap, self, way.Identity(), nil) {
 			t.Error("not known after it was asked for")
 		}
 	}

@@ -165,7 +165,11 @@ func (p *Proxy) connect(ctx context.Context, in *hbone.Incoming) {
 			return
 		}
 	}
-	conn, err := judged(snap, self, in.Peer(), src, in.Request)
+	var terms *identity.Terms
+	if p.cfg.Source != nil {
+		terms = p.cfg.Source.Terms()
+	}
+	conn, err := judged(snap, self, in.Peer(), src, in.Request, terms)
 	if err != nil {
 		fail(400, err)
 		return

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
@@ -254,6 +255,10 @@ func (c *cluster) facts(ctx context.Context, namespace string) (facts, error) {
 		for i := range list.Items {
 			f.Namespaces[list.Items[i].Name] = list.Items[i].Labels
 		}
+	}
+	// Who may not see NetworkPolicies is told nothing of them.
+	if f.Policies, err = typed[networkingv1.NetworkPolicy](ctx, c, networkingv1.SchemeGroupVersion.WithResource("networkpolicies")); err != nil && !apierrors.IsForbidden(err) {
+		return f, fmt.Errorf("list network policies: %w", err)
 	}
 	o := metav1.ListOptions{Limit: 500}
 	for {

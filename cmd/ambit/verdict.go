@@ -7,8 +7,11 @@ import (
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/ambitmesh/ambit/controller/ca/rotation"
+	"github.com/ambitmesh/ambit/controller/diagnose"
 )
 
 // facts are what was asked of the cluster; judge needs nothing else.
@@ -21,6 +24,7 @@ type facts struct {
 	Namespaces map[string]map[string]string // labels
 	Excluded   map[string]bool              // namespaces the agent leaves alone
 	Pods       []corev1.Pod
+	Policies   []networkingv1.NetworkPolicy
 }
 
 // expected is how many pods a Deployment or DaemonSet should have. A component
@@ -135,8 +139,23 @@ func judge(f facts) report {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Pod, b.Pod))
 	})
 	r.Notes = append(r.Notes, podNotes(r.Pods)...)
+	r.Notes = append(r.Notes, policyNotes(f)...)
 	r.Healthy = len(r.Problems) == 0
 	return r
+}
+
+// policyNotes name the NetworkPolicies that keep calls in the mesh from pods
+// they admit callers to, with what to add.
+func policyNotes(f facts) (notes []string) {
+	c := &diagnose.Cluster{Pods: f.Pods, NetworkPolicies: f.Policies}
+	for name, labels := range f.Namespaces {
+		c.Namespaces = append(c.Namespaces, corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels}})
+	}
+	slices.SortFunc(c.Namespaces, func(a, b corev1.Namespace) int { return strings.Compare(a.Name, b.Name) })
+	for _, n := range diagnose.NetworkPolicies(c, diagnose.Options{System: f.System}) {
+		notes = append(notes, n.Object+": "+n.What+"; "+n.Do)
+	}
+	return notes
 }
 
 // judgePod compares what should be with what the node agent wrote.

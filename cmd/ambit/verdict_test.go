@@ -7,7 +7,9 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
 )
 
 func pod(ns, name, node string, change ...func(*corev1.Pod)) corev1.Pod {
@@ -76,6 +78,10 @@ func sound(pods ...corev1.Pod) facts {
 	}
 }
 
+// TestJudge: what is asked of a cluster leads to the verdict, and the words, of
+// status.
+//
+//ambit:feature networkpolicy-status
 func TestJudge(t *testing.T) {
 	for _, c := range []struct {
 		name    string
@@ -95,6 +101,13 @@ func TestJudge(t *testing.T) {
 		{"refused is not ill", func() facts {
 			return sound(pod("shop", "p", "node1", func(p *corev1.Pod) { p.Spec.HostNetwork = true }))
 		}, true, stateRefused, "node's network namespace"},
+		{"a NetworkPolicy is in the way", func() facts {
+			f := sound(pod("shop", "p", "node1", redirected))
+			port := intstr.FromInt32(8080)
+			f.Policies = []networkingv1.NetworkPolicy{{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "np"}, Spec: networkingv1.NetworkPolicySpec{
+				Ingress: []networkingv1.NetworkPolicyIngressRule{{Ports: []networkingv1.NetworkPolicyPort{{Port: &port}}}}}}}
+			return f
+		}, true, stateCaptured, "networkpolicy shop/np: ingress rule 1 admits TCP 8080, and not 15008, by which calls in the mesh come: they would not pass (pods p); add to the ports of that rule: - {protocol: TCP, port: 15008}"},
 		{"missing", func() facts { return sound(pod("shop", "p", "node1")) }, false, stateMissing, "has not reached it yet"},
 		{"missing with the agent's own reason", func() facts {
 			return sound(pod("shop", "p", "node1", note(annotationReason, "runtime is gVisor")))

@@ -47,8 +47,15 @@ func networkPolicies(c *Cluster, o Options, f *findings) {
 	// A namespace that is to be labelled may have policies and no pods yet.
 	for b, pods := range blocked {
 		f.add(b.level, "networkpolicy "+b.policy, fmt.Sprintf("%s, and not %d, by which calls in the mesh come: they would not pass (pods %s)", b.what, portHBONE, few(pods)),
-			fmt.Sprintf("add port %d, protocol TCP, to that rule", portHBONE))
+			fmt.Sprintf("add to the ports of that rule: - {protocol: TCP, port: %d}", portHBONE))
 	}
+}
+
+// NetworkPolicies are what Precheck says of the NetworkPolicies of c.
+func NetworkPolicies(c *Cluster, o Options) []Finding {
+	f := findings{check: "network-policy"}
+	networkPolicies(c, o, &f)
+	return sorted(f.all)
 }
 
 // blockage is a rule that does not carry mesh traffic.

@@ -461,7 +461,10 @@ func TestDNSAcrossRestart(t *testing.T) {
 		host := []string{"api.example.com.", "outside.example.org.", "web.demo.svc.cluster.local.", "a.wild.example.com."}[i%4]
 		network := []string{"udp", "udp", "udp", "tcp"}[i/2]
 		wg.Go(func() {
+			tick := time.NewTicker(10 * time.Millisecond)
+			defer tick.Stop()
 			for ctx.Err() == nil {
+				<-tick.C
 				c, err := client.line(network, r.at)
 				if err != nil {
 					if network == "udp" {
@@ -492,7 +495,9 @@ func TestDNSAcrossRestart(t *testing.T) {
 			}
 		})
 	}
+	begun := time.Now()
 	more := func(what string) {
+		defer func() { t.Logf("%s: %s", what, time.Since(begun)) }()
 		before := answered.Load()
 		eventually(t, what, func() error {
 			if n := answered.Load() - before; n < 200 {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/ztunnel/live"
 	"github.com/andybalholm/brotli"
 	"github.com/klauspost/compress/zstd"
@@ -124,6 +125,34 @@ func TestStableMetrics(t *testing.T) {
 		if !strings.Contains(body, s) {
 			t.Errorf("no %s", s)
 		}
+	}
+}
+
+// BenchmarkMetrics is a scrape of what a thousand pairs of workloads have left.
+func BenchmarkMetrics(b *testing.B) {
+	n := newNode(b)
+	pod := &live.Pod{UID: "u", Name: "p", Namespace: "ns"}
+	at := netip.MustParseAddrPort
+	for i := range 1000 {
+		c := n.table.Accept(pod, live.Source)
+		name := "workload-" + strconv.Itoa(i)
+		c.Open(live.Facts{Src: at("10.0.0.1:1"), Dst: at("10.0.0.2:2"), HBONE: true,
+			Destination: &mesh.Workload{Name: name, WorkloadName: name, CanonicalName: name, Namespace: "ns", ServiceAccount: name}})
+		c.End(nil)
+	}
+	for _, accept := range []string{"identity", "gzip", "zstd", "br"} {
+		b.Run(accept, func(b *testing.B) {
+			h := metricsHandler(n.table.Flush, n.cfg.Registry)
+			size := 0
+			for b.Loop() {
+				r := httptest.NewRequest("GET", "/metrics", nil)
+				r.Header.Set("Accept-Encoding", accept)
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				size = w.Body.Len()
+			}
+			b.ReportMetric(float64(size), "bytes")
+		})
 	}
 }
 

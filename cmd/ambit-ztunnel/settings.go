@@ -139,7 +139,7 @@ func (c *config) read(environ map[string]string) error {
 			switch {
 			case s.why != "":
 				if s.anyway != "*" && v != s.anyway {
-					c.warnings = append(c.warnings, fmt.Sprintf("%s has no effect: %s", name, s.why))
+					c.warnings = append(c.warnings, fmt.Sprintf("%s has no effect: %s", name, strings.ReplaceAll(s.why, "`", "")))
 				}
 			case s.each != nil:
 				err = s.each(c, name[len(s.name)-1:], v)

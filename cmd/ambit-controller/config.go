@@ -93,7 +93,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	text(&c.clusterDomain, "cluster-domain", "", "cluster.local", "DNS suffix of services")
 	text(&c.trustDomain, "trust-domain", "TRUST_DOMAIN", "", "trust domain of every identity; empty: that of the mesh's settings, else cluster.local")
 	text(&c.revision, "revision", "REVISION", "", "objects with another value of the label istio.io/rev are not ours; empty: the default one")
-	fs.BoolVar(&c.besideIstio, "beside-istio", false, "another control plane is in the cluster: what does not say --revision, itself or by its namespace, is left to it")
+	fs.BoolVar(&c.besideIstio, "beside-istio", envBool(env, "AMBIT_BESIDE_ISTIO", false), "another control plane is in the cluster: what does not say --revision, itself or by its namespace, is left to it [$AMBIT_BESIDE_ISTIO]")
 	text(&c.network, "network", "NETWORK", "", "network of this cluster; empty: the root namespace's label")
 	text(&c.address, "address", "", ":15012", "address of xDS and CA over TLS")
 	text(&c.plaintext, "plaintext-address", "", "", "address of xDS and CA without TLS; empty: off")

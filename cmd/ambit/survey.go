@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
 	"github.com/ambitmesh/ambit/controller/diagnose"
+	"github.com/ambitmesh/ambit/controller/translate"
 )
 
 // survey reads everything precheck looks at. What this account may not read, or
@@ -51,6 +52,7 @@ func (c *cluster) survey(ctx context.Context) (*diagnose.Cluster, error) {
 		{"runtimeclasses", c.readRuntimeClasses},
 		{"resourcequotas and limitranges of " + c.system, c.readQuotas},
 		{"customresourcedefinitions", c.readDefinitions},
+		{"the mesh's settings", c.readSettings},
 		{"Cilium's configuration", c.readCilium},
 		{"Calico's configuration", c.readCalico},
 		{"objects of an earlier installation", c.readOwned},
@@ -251,6 +253,23 @@ func definition(o *unstructured.Unstructured) diagnose.Definition {
 		}
 	}
 	return d
+}
+
+// readSettings looks in either namespace in which they may be.
+func (c *cluster) readSettings(ctx context.Context, to *diagnose.Cluster) error {
+	for _, n := range (diagnose.Options{System: c.system}).Roots() {
+		m, err := c.core.ConfigMaps(n).Get(ctx, translate.MeshConfigMap, metav1.GetOptions{})
+		switch {
+		case err == nil:
+			if to.Settings == nil {
+				to.Settings = make(map[string]*corev1.ConfigMap)
+			}
+			to.Settings[n] = m
+		case !absent(err):
+			return err
+		}
+	}
+	return nil
 }
 
 // readCilium looks where Cilium's agent is; the ConfigMap has one name.

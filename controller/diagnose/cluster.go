@@ -24,10 +24,13 @@ type Cluster struct {
 	LimitRanges     []corev1.LimitRange    // of the system namespace
 	Definitions     []Definition           // of those in Wanted
 	Cilium          map[string]string      // its ConfigMap, nil when there is none
-	Calico          map[string]any         // spec of its FelixConfiguration "default"
-	Owned           []string               // objects that carry Ambit's label and name
-	Denied          []string               // what the caller may not do, of InstallRights
-	Unread          []string               // what could not be asked, and why
+	// Settings are the ConfigMaps of the mesh's settings by their namespace, of
+	// those in Options.Roots.
+	Settings map[string]*corev1.ConfigMap
+	Calico   map[string]any // spec of its FelixConfiguration "default"
+	Owned    []string       // objects that carry Ambit's label and name
+	Denied   []string       // what the caller may not do, of InstallRights
+	Unread   []string       // what could not be asked, and why
 }
 
 // Definition is a custom resource definition as far as it matters here.

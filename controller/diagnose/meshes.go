@@ -14,7 +14,7 @@ func otherMeshes(c *Cluster, o Options, f *findings) {
 		object := "deployment " + d.Namespace + "/" + d.Name
 		switch {
 		case d.Labels["app"] == "istiod" || d.Spec.Template.Labels["app"] == "istiod":
-			besideIstio(object, o, f)
+			besideIstio(c, object, o, f)
 		case d.Name == "linkerd-destination":
 			f.add(Info, object, "Linkerd is there", "do not enrol namespaces that it injects")
 		case strings.HasPrefix(d.Name, "kuma-control-plane"):
@@ -38,16 +38,28 @@ func otherMeshes(c *Cluster, o Options, f *findings) {
 	}
 }
 
-// besideIstio says what is not separate yet when two control planes are there:
-// all of this is missing, so nobody finds out by trying.
-func besideIstio(object string, o Options, f *findings) {
+// besideIstio says what keeps two control planes apart, and whether ours has
+// been told.
+func besideIstio(c *Cluster, object string, o Options, f *findings) {
 	if !o.BesideIstio {
 		f.add(Error, object, "an Istio control plane is in the cluster", "remove it; or --beside-istio, when it is there on purpose")
 		return
 	}
-	f.add(Warning, object, "beside Istio, three things are not separate in this release: objects of every revision are read, not only those with a label istio.io/rev of ours; "+
-		"the condition ZtunnelAccepted is written on AuthorizationPolicies that istiod writes on too; the label istio.io/dataplane-mode means both meshes",
-		"run Istio without its ambient mode, with policies in namespaces that are not enrolled, and give the controller --root-namespace="+o.System)
+	for i := range c.Deployments {
+		d := &c.Deployments[i]
+		if d.Namespace != o.System || d.Name != "ambit-controller" {
+			continue
+		}
+		if environment(d.Spec.Template.Spec)["AMBIT_BESIDE_ISTIO"] != "true" {
+			f.add(Error, "deployment "+d.Namespace+"/"+d.Name, "does not know that Istio is there: it reads every object without a revision as its own, and writes on some of them",
+				"kubectl apply -k deploy/beside-istio")
+			return
+		}
+		f.add(Info, object, "beside Istio, what says istio.io/rev="+environment(d.Spec.Template.Spec)["REVISION"]+", itself or by its namespace, is ours", "")
+		return
+	}
+	f.add(Warning, object, "beside Istio, only what says our revision, itself or by its namespace, is ours: label istio.io/rev",
+		"install deploy/beside-istio, and label namespaces istio.io/rev=ambit with istio.io/dataplane-mode=ambient")
 }
 
 // environment are the plain variables of a pod's containers.

@@ -28,6 +28,7 @@ var checks = []check{
 	{"families", families},
 	{"definitions", definitions},
 	{"mesh", otherMeshes},
+	{"settings", meshSettings},
 	{"cni", otherCNI},
 	{"namespace", systemNamespace},
 	{"quota", quotas},

@@ -573,6 +573,8 @@ func TestNetworkPolicies(t *testing.T) {
 }
 
 // TestOptions: what the caller says beside the objects.
+//
+//ambit:feature beside-installed
 func TestOptions(t *testing.T) {
 	c := sound()
 	c.Deployments = []appsv1.Deployment{{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "istiod", Labels: set{"app": "istiod"}}}}
@@ -584,9 +586,22 @@ func TestOptions(t *testing.T) {
 	if !says(Options{System: "ambit-system"}, Error, "control plane") || says(Options{System: "ambit-system", BesideIstio: true}, Error, "istiod") {
 		t.Error("--beside-istio is not what decides about Istio")
 	}
-	if !says(Options{System: "ambit-system", BesideIstio: true}, Warning, "ZtunnelAccepted") {
-		t.Error("what is not separate beside Istio is not said")
+	if !says(Options{System: "ambit-system", BesideIstio: true}, Warning, "istio.io/rev") {
+		t.Error("what keeps the two apart is not said")
 	}
+	controller := func(env ...corev1.EnvVar) appsv1.Deployment {
+		return appsv1.Deployment{ObjectMeta: metav1.ObjectMeta{Namespace: "ambit-system", Name: "ambit-controller"},
+			Spec: appsv1.DeploymentSpec{Template: corev1.PodTemplateSpec{Spec: corev1.PodSpec{Containers: []corev1.Container{{Env: env}}}}}}
+	}
+	c.Deployments = append(c.Deployments, controller())
+	if !says(Options{System: "ambit-system", BesideIstio: true}, Error, "does not know that Istio is there") {
+		t.Error("a controller that was not told is not named")
+	}
+	c.Deployments[1] = controller(corev1.EnvVar{Name: "AMBIT_BESIDE_ISTIO", Value: "true"}, corev1.EnvVar{Name: "REVISION", Value: "ambit"})
+	if says(Options{System: "ambit-system", BesideIstio: true}, Error, "ambit-controller") || !says(Options{System: "ambit-system", BesideIstio: true}, Info, "istio.io/rev=ambit") {
+		t.Error("a controller that was told is named")
+	}
+	c.Deployments = c.Deployments[:1]
 	if says(Options{System: "ambit-system"}, Error, "plain/p") || !says(Options{System: "ambit-system", Namespaces: []string{"plain"}}, Error, "plain/p") {
 		t.Error("a namespace to be labelled is not looked at")
 	}

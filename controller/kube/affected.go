@@ -46,6 +46,9 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 	if t.whole {
 		t.whole = false
 		t.everything(&a)
+		for k := range t.gateways.required { // the trust domains stand in them
+			t.gateways.stale[k] = struct{}{}
+		}
 	}
 	for k := range changed {
 		if k.kind == kindPod {

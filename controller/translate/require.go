@@ -91,8 +91,9 @@ func (c Config) RequirePolicy(key string, objs Objects) *mesh.Policy {
 	for _, ref := range requiredOf(key) {
 		if gw := objs.Gateway(ref.namespace, ref.name); gw != nil {
 			for _, account := range gatewayAccounts(gw, objs) {
-				principals = append(principals, mesh.StringMatch{Kind: mesh.Exact,
-					Value: c.TrustDomain + "/ns/" + gw.Namespace + "/sa/" + account})
+				for _, domain := range c.TrustDomains() {
+					principals = append(principals, mesh.StringMatch{Kind: mesh.Exact, Value: domain + "/ns/" + gw.Namespace + "/sa/" + account})
+				}
 			}
 		}
 	}

@@ -77,6 +77,9 @@ func (c Config) BindService(o metav1.Object, namespaceOnly bool, objs Objects) B
 		b.Status = notBound(no)
 		return b
 	}
+	if address.Hostname != "" && address.Hostname == c.Hostname(o.GetNamespace(), o.GetName()) {
+		return b // the waypoint's own Service, unlabelled: through itself leads nowhere
+	}
 	b.Waypoint, b.through = address, []gatewayRef{ref}
 	message := "Successfully attached to waypoint " + ref.String()
 	switch v, labelled := o.GetLabels()[IngressUseWaypointLabel]; {

@@ -179,4 +179,9 @@ func TestRequirePolicy(t *testing.T) {
 			t.Errorf("%s: lets in %s, want %s", test.name, got, test.want)
 		}
 	}
+	aliased := testConfig()
+	aliased.Mesh.TrustDomainAliases = []string{"old.example"}
+	if m := aliased.RequirePolicy(one, &Set{GatewayList: []*gatewayv1.Gateway{gw}}).Rules[0].Clauses[0].Matches[0]; len(m.NotPrincipals) != 2 || m.NotPrincipals[1].Value != "old.example/ns/a/sa/w" {
+		t.Errorf("with an alias: %+v", m.NotPrincipals)
+	}
 }

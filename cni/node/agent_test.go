@@ -262,7 +262,11 @@ func (b *bench) sandboxAt(id string, addr netip.Addr) *box {
 	b.t.Helper()
 	b.n++
 	x := &box{id: id, path: filepath.Join(b.dir, "netns-"+id), ns: newNS(b.t), addr: addr}
-	name, gw := fmt.Sprintf("veth%d", b.n), "10.88.0.1"
+	name, gw, everywhere := fmt.Sprintf("veth%d", b.n), "10.88.0.1", "0.0.0.0/0"
+	if addr.Is6() {
+		gw, everywhere = "fd88::1", "::/0"
+	}
+	alone := func(a string) string { return netip.PrefixFrom(netip.MustParseAddr(a), addr.BitLen()).String() }
 	must := func(err error) {
 		b.t.Helper()
 		if err != nil {
@@ -279,13 +283,13 @@ func (b *bench) sandboxAt(id string, addr netip.Addr) *box {
 		if err != nil || inner != nil {
 			return errors.Join(err, inner)
 		}
-		return b.device(name, gw, x.addr.String()+"/32")
+		return b.device(name, gw, alone(x.addr.String()))
 	}))
 	must(x.ns.Do(func() error {
-		if err := b.device("eth0", x.addr.String(), gw+"/32"); err != nil {
+		if err := b.device("eth0", x.addr.String(), alone(gw)); err != nil {
 			return err
 		}
-		_, everything, _ := net.ParseCIDR("0.0.0.0/0")
+		_, everything, _ := net.ParseCIDR(everywhere)
 		return netlink.RouteAdd(&netlink.Route{Dst: everything, Gw: net.ParseIP(gw)})
 	}))
 	// A mount, because that is what keeps a namespace with a name.
@@ -304,7 +308,8 @@ func (b *bench) device(name, addr, to string) error {
 	if err != nil {
 		return err
 	}
-	if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: net.ParseIP(addr), Mask: net.CIDRMask(32, 32)}}); err != nil {
+	a := netip.MustParseAddr(addr)
+	if err := netlink.AddrAdd(l, &netlink.Addr{IPNet: &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}, Flags: noDAD(a)}); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(l); err != nil {
@@ -315,6 +320,14 @@ func (b *bench) device(name, addr, to string) error {
 		return err
 	}
 	return netlink.RouteAdd(&netlink.Route{LinkIndex: l.Attrs().Index, Dst: dst, Scope: netlink.SCOPE_LINK})
+}
+
+// noDAD has an IPv6 address used at once.
+func noDAD(a netip.Addr) int {
+	if a.Is6() {
+		return unix.IFA_F_NODAD
+	}
+	return 0
 }
 
 // pod puts one into the API, without addresses: those come with the ADD.

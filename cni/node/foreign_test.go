@@ -40,7 +40,7 @@ func (b *bench) app(x *box, port uint16) {
 	b.t.Helper()
 	host := b.host
 	b.host = x.ns
-	b.echo(netip.AddrPortFrom(netip.IPv4Unspecified(), port).String())
+	b.echo(netip.AddrPortFrom(netip.IPv6Unspecified(), port).String())
 	b.host = host
 }
 
@@ -54,10 +54,12 @@ func (b *bench) servedBy(x *box, name string) {
 
 // tries dials and gives up soon: a ztunnel that has just been killed may have
 // left a SYN to its next transmission.
-func (b *bench) tries(x *box) string {
+func (b *bench) tries(x *box) string { return b.triesAt(x, "10.88.0.1:7") }
+
+func (b *bench) triesAt(x *box, to string) string {
 	ctx, cancel := context.WithTimeout(context.Background(), 500*time.Millisecond)
 	defer cancel()
-	c, err := x.ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort("10.88.0.1:7"), netns.SocketOptions{})
+	c, err := x.ns.DialTCP(ctx, netip.AddrPort{}, netip.MustParseAddrPort(to), netns.SocketOptions{})
 	if err != nil {
 		return ""
 	}
@@ -319,4 +321,34 @@ func TestForeignZtunnelCannotBind(t *testing.T) {
 	}
 	f.Close()
 	b.eventually("captured when the port is free", func() bool { return b.note(p, annotationRedirect) == redirectionEnabled })
+}
+
+// What it costs to find a pod's listeners in a ztunnel with many descriptors.
+func BenchmarkListenersOf(b *testing.B) {
+	if os.Geteuid() != 0 {
+		b.Skip("makes network namespaces: needs root")
+	}
+	const others = 10000
+	for range others {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			b.Skip(err)
+		}
+		b.Cleanup(func() { unix.Close(fd) })
+	}
+	ns := newNS(b)
+	for _, port := range []uint16{foreignOutbound, foreignInbound, 15008} {
+		f, err := ns.ListenTCP(netip.AddrPortFrom(netip.IPv6Unspecified(), port), netns.SocketOptions{Mark: netns.Mark})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+	}
+	for b.Loop() {
+		l, err := listenersOf(os.Getpid(), ns)
+		if err != nil {
+			b.Fatal(err)
+		}
+		l.Close()
+	}
 }

@@ -3,11 +3,18 @@ package outbound
 import (
 	"context"
 	"errors"
+	"log/slog"
+	"net"
 	"net/netip"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/ambitmesh/ambit/cni/netns"
+	"github.com/ambitmesh/ambit/controller/mesh"
+	"github.com/ambitmesh/ambit/ztunnel/live"
+	"github.com/prometheus/client_golang/prometheus"
 )
 
 // TestNames: one question for many who want to know at once, what was said
@@ -96,4 +103,85 @@ func TestChooseAddress(t *testing.T) {
 	if got := choose([]netip.Addr{four}, false, last); got != four {
 		t.Error(got)
 	}
+}
+
+// Each connection to a workload that is a host name is counted, whether DNS was
+// asked for it or not; the name that does not resolve has a reason.
+//
+//ambit:feature waypoint-host-name
+func TestNamesAreCounted(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	log := slog.New(slog.DiscardHandler)
+	asked := 0
+	n := NewNames(func(_ context.Context, host string) ([]netip.Addr, time.Duration, error) {
+		asked++
+		if host == "gone.example" {
+			return nil, 0, errors.New("no such host")
+		}
+		return []netip.Addr{netip.MustParseAddr("127.0.0.1")}, time.Hour, nil
+	})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	p := New(Config{Names: n, Dialer: plainDialer{}, Table: live.New(live.Config{Store: mesh.NewStore(), Metrics: live.NewMetrics(reg), Logger: log})})
+	source := workload("client", func(w *mesh.Workload) { w.WorkloadName = "shell" }, "127.0.0.1")
+	port := live.AddrPort(ln.Addr()).Port()
+	to := func(host string) Route {
+		return Route{Kind: TCP, Addr: netip.AddrPortFrom(netip.Addr{}, port), Upstream: workload("s", func(w *mesh.Workload) { w.Hostname = host })}
+	}
+	for range 2 {
+		r := to("s.example")
+		up, err := p.dial(t.Context(), &r, source, addrPort("127.0.0.1:1"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		up.(plain).c.Close()
+		if r.Addr != live.AddrPort(ln.Addr()) {
+			t.Errorf("dialled %s", r.Addr)
+		}
+	}
+	r := to("gone.example")
+	var e *live.Error
+	if _, err := p.dial(t.Context(), &r, source, addrPort("127.0.0.1:1")); !errors.As(err, &e) || e.Reason != live.NameUnresolved {
+		t.Error(err)
+	}
+	if asked != 2 {
+		t.Errorf("DNS was asked %d times", asked)
+	}
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() != "istio_on_demand_dns_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			labels := map[string]string{}
+			for _, l := range m.GetLabel() {
+				labels[l.GetName()] = l.GetValue()
+			}
+			if labels["source_workload"] != "shell" || len(labels) != 9 {
+				t.Errorf("labels %v", labels)
+			}
+			got[labels["hostname"]] = m.GetCounter().GetValue()
+		}
+	}
+	if got["s.example"] != 2 || got["gone.example"] != 1 || len(got) != 2 {
+		t.Errorf("%v", got)
+	}
+}
+
+// plainDialer dials where the test runs.
+type plainDialer struct{ net.Dialer }
+
+func (d plainDialer) DialTCP(ctx context.Context, _, remote netip.AddrPort, _ netns.SocketOptions) (*net.TCPConn, error) {
+	c, err := d.DialContext(ctx, "tcp", remote.String())
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.TCPConn), nil
 }

@@ -96,15 +96,16 @@ type contentCoding struct {
 func codings() []contentCoding {
 	return []contentCoding{
 		{"zstd", func(w io.Writer) io.WriteCloser {
-			// One scrape a while does not want a worker for each core.
-			z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true))
+			// One scrape a while wants neither a worker for each core nor the
+			// megabytes of a large window: labels repeat from line to line.
+			z, err := zstd.NewWriter(w, zstd.WithEncoderConcurrency(1), zstd.WithLowerEncoderMem(true), zstd.WithWindowSize(128<<10))
 			if err != nil {
 				return broken{err}
 			}
 			return z
 		}},
 		{"gzip", func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }},
-		{"br", func(w io.Writer) io.WriteCloser { return brotli.NewWriterLevel(w, 4) }},
+		{"br", func(w io.Writer) io.WriteCloser { return brotli.NewWriterOptions(w, brotli.WriterOptions{Quality: 4, LGWin: 17}) }},
 		{"deflate", func(w io.Writer) io.WriteCloser { return zlib.NewWriter(w) }}, // RFC 9110 8.4.1.2: in the zlib format
 	}
 }

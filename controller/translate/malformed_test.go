@@ -47,7 +47,7 @@ func TestMalformed(t *testing.T) {
 			t.Fatalf("%v in\n%s", err, doc)
 		}
 	}
-	before, err := All(testConfig(), beside)
+	before, err := All(oddConfig(), beside)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -74,6 +74,13 @@ func TestMalformed(t *testing.T) {
 			t.Errorf("no seed of kind %s in testdata/malformed/seeds.yaml", kind)
 		}
 	}
+}
+
+// oddConfig has everything on.
+func oddConfig() Config {
+	c := testConfig()
+	c.NetworkPolicies = true
+	return c
 }
 
 // documents are the YAML documents of a file.
@@ -144,7 +151,7 @@ func (m *oddity) run(t *testing.T, cases []malformed.Case) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := All(testConfig(), &sound); err != nil {
+	if _, err := All(oddConfig(), &sound); err != nil {
 		t.Fatalf("the seed itself: %v", err)
 	}
 	if len(cases) < 20 {
@@ -189,7 +196,7 @@ func (m *oddity) translate(t *testing.T, what string, s *Set) (d mesh.Delta, err
 			t.Fatalf("%s: panic: %v", what, p)
 		}
 	}()
-	return All(testConfig(), s)
+	return All(oddConfig(), s)
 }
 
 // named wants the object and a field of it in every error.

@@ -138,7 +138,8 @@ func (t *translator) expandPolicy(v *view, a *affected, k key) {
 	a.policies.add(k.namespace, k.name)
 	t.addNaming(a.pods, k.namespace+"/"+k.name)
 	ap := get[*securityv1.AuthorizationPolicy](t.caches.policies, k.namespace+"/"+k.name)
-	if ap == nil || ap.Spec.GetSelector() == nil {
+	t.addNaming(a.pods, translate.BehindKey(k.namespace, k.name))
+	if ap == nil || !t.cfg.Translate.Listed(ap) {
 		t.expandPolicyExternal(v, a, k, nil)
 		return
 	}

@@ -301,15 +301,16 @@ func (t *translator) translateSlices(v *view, snap *mesh.Snapshot, all names, d 
 
 func (t *translator) translatePolicies(v *view, snap *mesh.Snapshot, all names, d *mesh.Delta) {
 	for name := range all {
-		namespace, _, _ := strings.Cut(name, "/")
-		var p *mesh.Policy
+		namespace, short, _ := strings.Cut(name, "/")
+		var a translate.Authorization
 		for _, ap := range v.AuthorizationPolicies(namespace) {
 			if ap.Namespace+"/"+ap.Name == name {
-				p = t.cfg.Translate.AuthorizationPolicy(ap).Policy
+				a = t.cfg.Translate.AuthorizationPolicy(ap)
 				break
 			}
 		}
-		diffPolicy(snap, name, p, d)
+		diffPolicy(snap, name, a.Policy, d)
+		diffPolicy(snap, translate.BehindKey(namespace, short), a.Behind, d)
 	}
 }
 

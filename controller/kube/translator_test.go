@@ -136,7 +136,7 @@ func (t *translator) set() *translate.Set {
 // which only ever translates what a change touches, with a translation of
 // everything.
 //
-//ambit:feature binding-incremental workload-incremental workload-address-reuse workload-external-hosts
+//ambit:feature binding-incremental workload-incremental workload-address-reuse workload-external-hosts policy-behind-waypoint
 func TestIncrementalAgainstAll(t *testing.T) {
 	for seed := range uint64(8) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -290,7 +290,7 @@ func mutate(tr *translator, rnd *rand.Rand) {
 	case kindPolicy:
 		o = &securityv1.AuthorizationPolicy{ObjectMeta: revised(meta(pick("q1", "q2"))), Spec: v1beta1.AuthorizationPolicy{
 			Selector: selector(), Action: v1beta1.AuthorizationPolicy_Action(rnd.IntN(3)),
-			Rules: []*v1beta1.Rule{{To: []*v1beta1.Rule_To{{Operation: &v1beta1.Operation{Ports: []string{pick("1", "2")}}}}}}}}
+			Rules: []*v1beta1.Rule{{To: []*v1beta1.Rule_To{{Operation: &v1beta1.Operation{Ports: []string{pick("1", "2")}, Methods: [][]string{nil, {"GET"}}[rnd.IntN(2)]}}}}}}}
 	case kindPeer:
 		o = &securityv1.PeerAuthentication{ObjectMeta: revised(meta(pick("q1", "q2"))), Spec: v1beta1.PeerAuthentication{
 			Selector: selector(), Mtls: mode(), PortLevelMtls: map[uint32]*v1beta1.PeerAuthentication_MutualTLS{uint32(1 + rnd.IntN(2)): mode()}}}

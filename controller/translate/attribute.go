@@ -11,7 +11,7 @@ import (
 // bad records a field that cannot be honoured; the rule is incomplete now.
 func (r *ruleReader) bad(field, value, problem string) {
 	r.object.bad(field, value, problem)
-	r.skipped++
+	r.lost++
 }
 
 // whole reads a list of which one value must match. Without one of its values

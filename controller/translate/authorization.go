@@ -17,8 +17,11 @@ const dryRunAnnotation = "istio.io/dry-run"
 
 // Authorization is what an AuthorizationPolicy means to ztunnels.
 type Authorization struct {
-	Policy    *mesh.Policy // nil: nothing is sent
-	Condition *Condition   // nil: ztunnel has nothing to say about it
+	Policy *mesh.Policy // nil: nothing is sent
+	// Behind is the policy for workloads behind a waypoint of ours; nil: the
+	// same.
+	Behind    *mesh.Policy
+	Condition *Condition // nil: ztunnel has nothing to say about it
 	// Err joins an *Error per field that cannot be honoured. Policy is then
 	// the most restrictive reading: an ALLOW rule with such a field never
 	// allows, a DENY rule denies whatever that field could have meant.
@@ -53,15 +56,24 @@ func (c Config) AuthorizationPolicy(ap *securityv1.AuthorizationPolicy) Authoriz
 		r.bad("spec.selector", "", "both a selector and targetRefs are set")
 		r.rules = action == mesh.Allow
 	}
+	var behind []mesh.Rule
 	for i, rule := range ap.Spec.GetRules() {
 		if r.rules {
 			break
 		}
-		if out, ok := r.rule(index("spec.rules", i), rule); ok {
+		out, here, there := r.rule(index("spec.rules", i), rule)
+		if here {
 			p.Rules = append(p.Rules, out)
 		}
+		if there {
+			behind = append(behind, out)
+		}
 	}
-	return Authorization{Policy: p, Condition: r.condition(p.DryRun), Err: r.err()}
+	a := Authorization{Policy: p, Condition: r.condition(p.DryRun), Err: r.err()}
+	if NeedsWaypoint(ap) {
+		a.Behind = &mesh.Policy{Name: behindPrefix + ap.Name, Namespace: ap.Namespace, Scope: p.Scope, Action: action, Rules: behind}
+	}
+	return a
 }
 
 // Meanwhile says what a policy with errors does as long as no earlier version
@@ -74,15 +86,15 @@ func (a Authorization) Meanwhile() string {
 }
 
 // Listed reports whether ap reaches workloads through their Policies list: it
-// is sent to ztunnels and has a selector.
+// is sent to ztunnels and has a selector, or differs between workloads.
 func (c Config) Listed(ap *securityv1.AuthorizationPolicy) bool {
 	_, ok := actionOf(ap)
-	return ok && ap.Spec.GetSelector() != nil
+	return ok && (ap.Spec.GetSelector() != nil || NeedsWaypoint(ap))
 }
 
 func (c Config) scope(ap *securityv1.AuthorizationPolicy) mesh.PolicyScope {
 	switch {
-	case ap.Spec.GetSelector() != nil:
+	case c.Listed(ap):
 		return mesh.ScopeWorkloadSelector
 	case ap.Namespace == c.RootNamespace:
 		return mesh.ScopeGlobal
@@ -120,7 +132,8 @@ type ruleReader struct {
 	rules     bool            // no rule counts
 	blunt     bool            // a DENY rule is left with nothing a ztunnel can tell
 	http      map[string]bool // HTTP attributes met in any rule
-	skipped   int             // fields of the current rule that were left out
+	skipped   int             // attributes of the current rule that only a waypoint sees
+	lost      int             // fields of the current rule that cannot be read
 }
 
 // condition is the status for the policy that was read.
@@ -136,6 +149,9 @@ func (r *ruleReader) condition(dryRun bool) *Condition {
 		}
 		c.Reason = ReasonUnsupportedValue
 		c.Message = fmt.Sprintf(httpMessage, strings.Join(slices.Sorted(maps.Keys(r.http)), ", ")) + ending
+		if !dryRun {
+			c.Message += httpBehind
+		}
 	}
 	if dryRun {
 		c.Message += dryRunMessage
@@ -150,10 +166,10 @@ func (r *ruleReader) condition(dryRun bool) *Condition {
 	return c
 }
 
-// rule reads one rule; false when nothing of it is to be sent.
-func (r *ruleReader) rule(path string, in *v1beta1.Rule) (mesh.Rule, bool) {
-	r.skipped = 0
-	var out mesh.Rule
+// rule reads one rule, and says whether it is sent for workloads without a
+// waypoint and for those behind one.
+func (r *ruleReader) rule(path string, in *v1beta1.Rule) (out mesh.Rule, here, there bool) {
+	r.skipped, r.lost = 0, 0
 	add := func(matches []mesh.Match) {
 		if slices.ContainsFunc(matches, func(m mesh.Match) bool { return empty(&m) }) {
 			// An entry named what cannot be read, or HTTP attributes alone: it
@@ -176,13 +192,14 @@ func (r *ruleReader) rule(path string, in *v1beta1.Rule) (mesh.Rule, bool) {
 	for i, w := range in.GetWhen() {
 		add([]mesh.Match{r.when(index(path+".when", i), w)})
 	}
-	if r.skipped == 0 {
-		return out, true
+	if r.action == mesh.Allow {
+		// What a waypoint lets through has at least to be what can be seen here.
+		return out, r.skipped+r.lost == 0, r.lost == 0
 	}
 	// Without a clause a DENY rule denies everything: who wrote it wanted
-	// something refused, and nobody here can tell what.
-	r.blunt = r.blunt || len(out.Clauses) == 0
-	return out, r.action == mesh.Deny
+	// something refused, and nobody here can tell what. A waypoint can.
+	r.blunt = r.blunt || r.skipped > 0 && len(out.Clauses) == 0
+	return out, true, r.skipped == 0 || r.lost > 0
 }
 
 func (r *ruleReader) operation(path string, op *v1beta1.Operation) mesh.Match {
@@ -236,7 +253,7 @@ func (r *ruleReader) when(path string, w *v1beta1.Condition) mesh.Match {
 	case "source.principal":
 		return mesh.Match{Principals: whole(r, r.principals, vp, values), NotPrincipals: r.principals(np, nots)}
 	}
-	r.http[w.GetKey()] = true
+	r.http[w.GetKey()] = true // seenByZtunnel knows the others
 	r.skipped++
 	return mesh.Match{}
 }

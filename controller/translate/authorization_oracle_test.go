@@ -240,6 +240,7 @@ func TestAuthorizationAgreesWithTheObvious(t *testing.T) {
 		w := apWorld{npWorld{rand.New(rand.NewPCG(seed, uint64(n)))}}
 		var policies []*securityv1.AuthorizationPolicy
 		var d mesh.Delta
+		load := &mesh.Workload{UID: "w", Namespace: "ns"}
 		for i := range 1 + w.IntN(3) {
 			ap := &securityv1.AuthorizationPolicy{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: strconv.Itoa(i)}}
 			ap.Spec.Action = v1beta1.AuthorizationPolicy_Action(w.IntN(2)) // ALLOW, DENY
@@ -256,11 +257,14 @@ func TestAuthorizationAgreesWithTheObvious(t *testing.T) {
 			if a.Condition.Reason == ReasonUnsupportedValue {
 				http++
 			}
+			if c.Listed(ap) {
+				load.Policies = append(load.Policies, a.Policy.Key())
+			}
 			policies, d.Policies = append(policies, ap), append(d.Policies, a.Policy)
 		}
 		b := mesh.NewBuilder(nil)
 		b.Apply(d)
-		snap, load := b.Build(), &mesh.Workload{UID: "w", Namespace: "ns"}
+		snap := b.Build()
 		for range 50 {
 			conn := authz.Conn{
 				Src: netip.AddrPortFrom(netip.MustParseAddr(oneOf(w.npWorld, "10.0.0.1", "10.0.0.9", "2001:db8::1")), 4000),

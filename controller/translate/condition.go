@@ -37,6 +37,7 @@ const (
 	httpAllow   = "Within an ALLOW policy, rules matching HTTP attributes are omitted. This will be more restrictive than requested."
 	httpDeny    = "DENY policy with HTTP attributes is enforced without the HTTP rules. This will be more restrictive than requested."
 	httpBlunt   = " A rule of HTTP attributes alone refuses every connection; use a targetRef to attach the policy to a waypoint."
+	httpBehind  = " Workloads that have a waypoint of this mesh take connections from it alone, and leave these rules to it."
 
 	dryRunMessage = "; dry run: what it would decide is logged, not enforced"
 )

@@ -2,6 +2,7 @@ package translate
 
 import (
 	"cmp"
+	"maps"
 	"slices"
 	"strings"
 
@@ -67,10 +68,16 @@ func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs 
 	for _, ref := range c.BindWorkload(pod, objs).through {
 		through[ref] = true
 	}
+	return requireKey(pod.Namespace, slices.Collect(maps.Keys(through)))
+}
+
+// requireKey is the key of the policy that lets waypoints into pods of
+// namespace, and nobody else.
+func requireKey(namespace string, through []gatewayRef) string {
 	tokens := make([]string, 0, len(through))
-	for ref := range through {
+	for _, ref := range through {
 		token := ref.name
-		if ref.namespace != pod.Namespace {
+		if ref.namespace != namespace {
 			token += "@" + ref.namespace
 		}
 		tokens = append(tokens, token)
@@ -79,7 +86,7 @@ func (c Config) requirePolicy(pod *corev1.Pod, services []*corev1.Service, objs 
 		tokens = append(tokens, noWaypoint)
 	}
 	slices.Sort(tokens)
-	return pod.Namespace + "/" + RequirePrefix + strings.Join(tokens, "_")
+	return namespace + "/" + RequirePrefix + strings.Join(slices.Compact(tokens), "_")
 }
 
 // RequirePolicy is the policy of a key that requirePolicy gave: it denies

@@ -78,8 +78,10 @@ func All(c Config, s *Set) (mesh.Delta, error) {
 	for _, ap := range s.PolicyList {
 		a := c.AuthorizationPolicy(ap)
 		errs = append(errs, a.Err)
-		if a.Policy != nil {
-			d.Policies = append(d.Policies, a.Policy)
+		for _, p := range []*mesh.Policy{a.Policy, a.Behind} {
+			if p != nil {
+				d.Policies = append(d.Policies, p)
+			}
 		}
 	}
 	if len(s.PeerList) > 0 {

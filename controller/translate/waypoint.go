@@ -144,6 +144,7 @@ func (c Config) bindPod(w *mesh.Workload, pod *corev1.Pod, objs Objects) error {
 		w.Policies = append(w.Policies, key)
 		slices.Sort(w.Policies)
 	}
+	c.putBehind(w, pod, objs)
 	gw := instanceOf(pod, objs)
 	if gw == nil {
 		return nil

@@ -39,7 +39,7 @@ func (l *lab) allocated(name string) (list []string, managers string, err error)
 		list = append(list, a.GetHost()+" "+a.GetValue())
 	}
 	for _, m := range se.ManagedFields {
-		if m.Subresource == "status" && strings.Contains(string(m.FieldsV1.Raw), `"f:addresses"`) {
+		if m.Subresource == "status" && strings.Contains(m.FieldsV1.GetRawString(), `"f:addresses"`) {
 			managers += m.Manager + " "
 		}
 	}
@@ -132,10 +132,11 @@ func (r *running) testExternal(t *testing.T) {
 		return svc != nil && len(svc.Addresses) == 0
 	})
 	eventually(t, func() error {
-		if list, _, err := r.allocated("api"); err != nil || len(list) > 0 {
-			return fmt.Errorf("%v, %v", list, err)
+		list, _, err := r.allocated("api")
+		if err == nil && len(list) > 0 {
+			err = fmt.Errorf("there are still %v", list)
 		}
-		return nil
+		return err
 	})
 	if _, err := entries.Patch(t.Context(), "api", types.MergePatchType,
 		[]byte(`{"metadata":{"labels":{"networking.istio.io/enable-autoallocate-ip":null}}}`), metav1.PatchOptions{}); err != nil {

@@ -334,7 +334,7 @@ func addressManagers(all []metav1.ManagedFieldsEntry) []metav1.ManagedFieldsEntr
 			Status map[string]json.RawMessage `json:"f:status"`
 		}
 		// Without its fields the entry has been here before.
-		if e.FieldsV1 != nil && json.Unmarshal(e.FieldsV1.Raw, &owns) == nil && owns.Status["f:addresses"] == nil {
+		if e.FieldsV1 != nil && json.Unmarshal(e.FieldsV1.GetRawBytes(), &owns) == nil && owns.Status["f:addresses"] == nil {
 			continue
 		}
 		out = append(out, metav1.ManagedFieldsEntry{Manager: e.Manager, Operation: e.Operation})

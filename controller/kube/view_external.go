@@ -21,7 +21,7 @@ const (
 // externalView is the part of a view about services outside the cluster.
 type externalView struct {
 	selecting map[string]*selectors[*networkingv1.ServiceEntry] // by namespace
-	hosts     map[string][]*networkingv1.ServiceEntry           // by index value, the oldest first
+	hosts     map[string][]*networkingv1.ServiceEntry           // by index value
 	canonical map[string]*networkingv1.ServiceEntry             // by host, nil for none
 }
 
@@ -85,7 +85,9 @@ func (v *view) SelectingServiceEntries(namespace string, labels map[string]strin
 func (v *view) ServiceEntriesOf(host, namespace string) []*networkingv1.ServiceEntry {
 	return memo(v.external.hosts, namespace+"/"+host, func() []*networkingv1.ServiceEntry {
 		all := list[*networkingv1.ServiceEntry](v.caches.serviceEntries, byHost, namespace+"/"+host)
-		slices.SortFunc(all, translate.Older)
+		if namespace != "" {
+			slices.SortFunc(all, translate.Older)
+		}
 		return all
 	})
 }

@@ -310,13 +310,13 @@ func (c Config) CanonicalEntry(host string, objs Objects) *networkingv1.ServiceE
 	if c.kubernetesService(host, objs) != nil {
 		return nil
 	}
-	return objs.Canonical(host, func() *networkingv1.ServiceEntry {
-		for _, other := range objs.ServiceEntriesOf(host, "") {
-			if c.counts(other, objs) && c.visibility(other, nil, objs) == VisiblePublic {
-				return other
+	return objs.Canonical(host, func() (best *networkingv1.ServiceEntry) {
+		for _, se := range objs.ServiceEntriesOf(host, "") {
+			if (best == nil || Older(se, best) < 0) && c.counts(se, objs) && c.visibility(se, nil, objs) == VisiblePublic {
+				best = se
 			}
 		}
-		return nil
+		return best
 	})
 }
 

@@ -18,7 +18,7 @@ type externalObjects interface {
 	// what has these labels, and maybe others.
 	SelectingServiceEntries(namespace string, labels map[string]string) []*networkingv1.ServiceEntry
 	// ServiceEntriesOf are the entries with that host, as Hosts has it, of
-	// namespace or, for "", of all; the oldest first.
+	// namespace, the oldest first, or, for "", of all, in any order.
 	ServiceEntriesOf(host, namespace string) []*networkingv1.ServiceEntry
 	// Canonical is what find says of host, which is asked as seldom as the
 	// objects allow.

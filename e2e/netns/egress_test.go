@@ -2,6 +2,7 @@ package netns_test
 
 import (
 	"crypto/tls"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -12,6 +13,11 @@ import (
 
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/hbone/hbonetest"
+	networking "istio.io/api/networking/v1alpha3"
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
 // With REGISTRY_ONLY a pod reaches what is registered: by address, by service, or
@@ -140,6 +146,59 @@ func TestRegistryOnly(t *testing.T) {
 		}
 		refused(t, outside.at(9000), "not port 9000")
 	})
+}
+
+// onlyRegistered is what users write about egress, into an API server: the mesh's
+// settings, and a host that is known by its name alone.
+func onlyRegistered(t *testing.T, w *world, p *plane, client *pod) {
+	stranger := w.newPod(w.b, "stranger") // of which the API server knows nothing
+	stranger.listen(443, tlsEcho(t))
+	reach := func(name string) error {
+		c, err := client.dial(stranger.at(443))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		c.SetDeadline(time.Now().Add(patience))
+		tc := tls.Client(c, &tls.Config{InsecureSkipVerify: true, ServerName: name})
+		if _, err := tc.Write([]byte("x")); err != nil {
+			return err
+		}
+		_, err = tc.Read(make([]byte, 1))
+		return err
+	}
+	refused := func(name string) error {
+		if err := reach(name); err == nil || os.IsTimeout(err) {
+			return fmt.Errorf("%s: %v", name, err) //nolint:errorlint // it may be nil
+		}
+		return nil
+	}
+	eventually(t, "what nobody knows is reached", func() error { return reach("api.partner.example.org") })
+	settings := func(mesh string) {
+		t.Helper()
+		maps := p.client.CoreV1().ConfigMaps("istio-system")
+		cm := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "istio"}, Data: map[string]string{"mesh": mesh}}
+		if _, err := maps.Update(p.ctx, cm, metav1.UpdateOptions{}); apierrors.IsNotFound(err) {
+			must(maps.Create(p.ctx, cm, metav1.CreateOptions{}))(t)
+		} else if err != nil {
+			t.Fatal(err)
+		}
+	}
+	settings("outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
+	eventually(t, "what nobody knows is refused", func() error { return refused("api.partner.example.org") })
+	w.a.zt.wantLog(t, `reason="not_registered"`, "api.partner.example.org")
+	must(p.istio.NetworkingV1().ServiceEntries("demo").Create(p.ctx, &networkingv1.ServiceEntry{
+		ObjectMeta: metav1.ObjectMeta{Name: "by-name"},
+		Spec: networking.ServiceEntry{Hosts: []string{"*.partner.example.org"}, Resolution: networking.ServiceEntry_NONE,
+			Ports: []*networking.ServicePort{{Number: 443, Name: "tls", Protocol: "TLS"}}},
+	}, metav1.CreateOptions{}))(t)
+	eventually(t, "a registered name is reached", func() error { return reach("api.partner.example.org") })
+	w.a.zt.wantLog(t, "connection complete", `dst.service="*.partner.example.org"`, stranger.at(443))
+	if err := refused("api.example.org"); err != nil {
+		t.Error(err)
+	}
+	settings("outboundTrafficPolicy: {mode: ALLOW_ANY}")
+	eventually(t, "what nobody knows is reached again", func() error { return reach("api.example.org") })
 }
 
 // byByte sends every byte in a segment of its own.

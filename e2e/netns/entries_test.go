@@ -18,7 +18,7 @@ import (
 // cluster, at the addresses the controller gave them. It runs where the API
 // server is.
 //
-//ambit:feature traffic-external-service workload-allocate workload-external-static workload-external-selector workload-entry workload-external-none
+//ambit:feature traffic-external-service workload-allocate workload-external-static workload-external-selector workload-entry workload-external-none egress-mesh-config
 func TestExternalServices(t *testing.T) {
 	w, p := newPlaneWorld(t)
 	client, server := p.meshed(w, w.a, "client"), p.meshed(w, w.b, "server")
@@ -120,6 +120,7 @@ func TestExternalServices(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("only what is registered", func(t *testing.T) { onlyRegistered(t, w, p, client) })
 }
 
 // cutAnswer is who asked, who answers, and the token.

@@ -85,7 +85,7 @@ func slicePorts(slice *discoveryv1.EndpointSlice, svc *corev1.Service) []mesh.Po
 			name = *sp.Name
 		}
 		for i := range svc.Spec.Ports {
-			if p := &svc.Spec.Ports[i]; p.Name == name {
+			if p := &svc.Spec.Ports[i]; p.Name == name && isPort(*sp.Port) {
 				ports = append(ports, mesh.Port{ServicePort: uint16(p.Port), TargetPort: uint16(*sp.Port), AppProtocol: appProtocol(p)})
 				break
 			}
@@ -93,6 +93,10 @@ func slicePorts(slice *discoveryv1.EndpointSlice, svc *corev1.Service) []mesh.Po
 	}
 	return ports
 }
+
+// isPort reports whether n is the number of a port. An API server does not look
+// at those of slices.
+func isPort(n int32) bool { return n > 0 && n <= 65535 }
 
 // shadowed reports whether p is not TCP and a TCP port has its number, as with
 // DNS. The mesh carries TCP, so that one counts.

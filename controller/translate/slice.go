@@ -2,6 +2,7 @@ package translate
 
 import (
 	"net/netip"
+	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
@@ -18,6 +19,11 @@ func (c Config) EndpointSlice(slice *discoveryv1.EndpointSlice, objs Objects) ([
 		return nil, nil
 	}
 	o := object{kind: "EndpointSlice", namespace: slice.Namespace, name: slice.Name}
+	for i := range slice.Ports {
+		if n := slice.Ports[i].Port; n != nil && !isPort(*n) {
+			o.bad(index("ports", i)+".port", strconv.Itoa(int(*n)), "not a port number")
+		}
+	}
 	ports := slicePorts(slice, svc)
 	var ws []*mesh.Workload
 	seen := make(map[netip.Addr]bool)

@@ -197,7 +197,8 @@ func doubleHBONE(t *testing.T, f families) {
 }
 
 // A pod of a meshed network reads ztunnel's metrics through the mesh: mutual TLS,
-// with ztunnel's own identity, and under policy.
+// with ztunnel's own identity, and under policy. Nothing of ztunnel that is not for
+// others is reached so.
 //
 //ambit:feature own-metrics
 func TestOwnMetrics(t *testing.T) { each(t, ownMetrics, onlyIPv4) }
@@ -210,7 +211,7 @@ func ownMetrics(t *testing.T, f families) {
 		Node: "node-b", Addresses: []netip.Addr{at}, Protocol: mesh.ProtocolHBONE, NativeTunnel: true, WorkloadName: "ztunnel", ClusterID: "test"}
 	w.control.apply(mesh.Delta{Workloads: []*mesh.Workload{zt}, Policies: []*mesh.Policy{{Name: "readers", Namespace: "ambit-system",
 		Scope: mesh.ScopeNamespace, Rules: []mesh.Rule{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{
-			Principals: []mesh.StringMatch{{Kind: mesh.Exact, Value: client.id().Principal()}}, DestinationPorts: []uint16{15020}}}}}}}}}})
+			Principals: []mesh.StringMatch{{Kind: mesh.Exact, Value: client.id().Principal()}}, DestinationPorts: []uint16{15000, 15006, 15020}}}}}}}}}})
 	w.enrol(client, stranger)
 
 	to := netip.AddrPortFrom(at, 15020).String()
@@ -224,6 +225,11 @@ func ownMetrics(t *testing.T, f families) {
 	if n := w.b.metric(t, "istio_tcp_connections_opened_total", `reporter="destination"`, `connection_security_policy="mutual_tls"`,
 		`destination_principal="spiffe://cluster.local/ns/ambit-system/sa/ztunnel"`); n != 1 {
 		t.Errorf("%v connections", n)
+	}
+	for port, reason := range map[uint16]string{15000: "connect_refused", 15006: "self_call"} { // admin is on loopback
+		at := netip.AddrPortFrom(at, port).String()
+		refused(t, client, at)
+		w.b.zt.wantLog(t, `reason="`+reason+`"`, `direction="inbound"`)
 	}
 	refused(t, stranger, to)
 	w.b.zt.wantLog(t, `src.identity="`+stranger.id().String()+`"`, `dst.workload="ztunnel-node-b"`, `reason="policy_denied"`)

@@ -124,7 +124,7 @@ func forwardedFor(h string) (netip.AddrPort, bool) {
 // another network its address means nothing here.
 func (p *Proxy) sourceOf(snap *mesh.Snapshot, self *mesh.Workload, peer identity.ID, src netip.Addr, r hbone.Request) *mesh.Workload {
 	var known *mesh.Workload
-	if network := r.Get(hbone.NetworkHeader); network == "" || strings.EqualFold(network, self.Network) {
+	if network := r.Values(hbone.NetworkHeader); len(network) == 0 || strings.EqualFold(network[0], self.Network) {
 		known = snap.WorkloadAt(self.Network, src)
 	}
 	if known != nil && known.Identity() == peer || p.cfg.NoBaggage {

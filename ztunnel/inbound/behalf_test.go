@@ -230,6 +230,7 @@ func TestSourceOf(t *testing.T) {
 		{"known", known.Identity(), "10.0.0.2", []hbone.Header{says}, false, "known"},
 		{"known, of this network", known.Identity(), "10.0.0.2", []hbone.Header{says, from("NEAR")}, false, "known"},
 		{"of another network", other, "10.0.0.2", []hbone.Header{says, from("far")}, false, "said"},
+		{"of the network without a name", known.Identity(), "10.0.0.2", []hbone.Header{from("")}, false, ""},
 		{"of another network, silent", other, "10.0.0.2", []hbone.Header{from("far")}, false, ""},
 		{"unknown", other, "10.0.0.3", []hbone.Header{says}, false, "said"},
 		{"unknown, silent", other, "10.0.0.3", nil, false, ""},

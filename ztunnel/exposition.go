@@ -105,7 +105,9 @@ func codings() []contentCoding {
 			return z
 		}},
 		{"gzip", func(w io.Writer) io.WriteCloser { return gzip.NewWriter(w) }},
-		{"br", func(w io.Writer) io.WriteCloser { return brotli.NewWriterOptions(w, brotli.WriterOptions{Quality: 4, LGWin: 17}) }},
+		{"br", func(w io.Writer) io.WriteCloser {
+			return brotli.NewWriterOptions(w, brotli.WriterOptions{Quality: 4, LGWin: 17})
+		}},
 		{"deflate", func(w io.Writer) io.WriteCloser { return zlib.NewWriter(w) }}, // RFC 9110 8.4.1.2: in the zlib format
 	}
 }

@@ -66,11 +66,11 @@ func (w *Workload) Names() []string {
 	return out
 }
 
-// Names are the address names of v's virtual addresses; those of CIDR ones
+// Names are the address names of s's virtual addresses; those of CIDR ones
 // are left out.
-func (v *Service) Names() []string {
+func (s *Service) Names() []string {
 	var out []string
-	for _, a := range v.Addresses {
+	for _, a := range s.Addresses {
 		if a.Prefix.IsSingleIP() {
 			out = append(out, AddressName(a.Network, a.Prefix.Addr()))
 		}

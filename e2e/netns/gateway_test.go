@@ -187,6 +187,9 @@ func doubleHBONE(t *testing.T, f families) {
 		if _, err := io.ReadFull(c, make([]byte, 4)); err != nil {
 			t.Fatal(err)
 		}
+		if dump, err := w.a.get("127.0.0.1:15000", "/config_dump"); err != nil || strings.Count(dump, `"DOUBLEHBONE"`) != 1 {
+			t.Errorf("the dump has %d such connections: %v", strings.Count(dump, `"DOUBLEHBONE"`), err)
+		}
 		w.control.apply(mesh.Delta{Policies: []*mesh.Policy{{Name: "nobody", Namespace: "demo", Scope: mesh.ScopeNamespace, Action: mesh.Deny,
 			Rules: []mesh.Rule{{Clauses: []mesh.Clause{{Matches: []mesh.Match{{DestinationPorts: []uint16{8080}}}}}}}}}})
 		if _, err := c.Read(make([]byte, 1)); err == nil || errors.Is(err, io.EOF) {

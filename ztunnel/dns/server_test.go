@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -303,6 +304,21 @@ func TestTooManyWaiting(t *testing.T) {
 	}
 }
 
+// silence is a resolver that never answers, and a way to wait until it has been
+// asked so often in all.
+func silence(t testing.TB) (at netip.AddrPort, heard func(n int)) {
+	var asked atomic.Int64
+	at = resolver(t, func(wire.ResponseWriter, *wire.Msg) { asked.Add(1) })
+	return at, func(n int) {
+		t.Helper()
+		for deadline := time.Now().Add(patience); asked.Load() < int64(n); runtime.Gosched() {
+			if time.Now().After(deadline) {
+				t.Fatalf("the resolver was asked %d times, not %d", asked.Load(), n)
+			}
+		}
+	}
+}
+
 // TestNothingIsLeft: questions in every state, and their end.
 func TestNothingIsLeft(t *testing.T) {
 	fds := func() int {
@@ -312,9 +328,14 @@ func TestNothingIsLeft(t *testing.T) {
 		}
 		return len(d)
 	}
-	silent := resolver(t, func(wire.ResponseWriter, *wire.Msg) {})
+	first, heardFirst := silence(t)
+	second, heardSecond := silence(t)
 	goroutines, files := runtime.NumGoroutine(), fds()
 	for _, hard := range []bool{true, false} {
+		silent, heard := first, heardFirst
+		if hard {
+			silent, heard = second, heardSecond
+		}
 		r := newRig(t, snapshot(self()), nil, func(c *Config) {
 			c.Resolvers = []netip.AddrPort{silent}
 			c.Original = func(*net.TCPConn) netip.AddrPort { return silent }
@@ -345,9 +366,7 @@ func TestNothingIsLeft(t *testing.T) {
 				c.Close()
 			})
 			if i == 19 {
-				for len(r.waiting) < 10 { // all datagrams have been taken up
-					runtime.Gosched()
-				}
+				heard(20) // all have been taken up
 			}
 		}
 		r.stop()
@@ -478,5 +497,49 @@ func BenchmarkServer(b *testing.B) {
 				}
 			}
 		})
+	}
+}
+
+// TestWaitingIsCheap: what questions to a resolver that is away hold, and
+// connections that promise long messages and send none.
+//
+//ambit:feature dns-limit
+func TestWaitingIsCheap(t *testing.T) {
+	silent, heard := silence(t)
+	r := newRig(t, snapshot(self()), nil, func(c *Config) { c.Resolvers = []netip.AddrPort{silent} })
+	inUse := func() uint64 {
+		runtime.GC()
+		runtime.GC() // pools give up what they have at the second
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc + m.StackInuse
+	}
+	before := inUse()
+	const n = 300
+	c, err := net.Dial("udp", r.udp.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for i := range n {
+		if _, err := c.Write(asked(t, fmt.Sprintf("h%d.example.com.", i), wire.TypeA, nil)); err != nil {
+			t.Fatal(err)
+		}
+		heard(i + 1) // one after the other: none is lost
+	}
+	var conns []net.Conn
+	for range 100 {
+		c, err := net.Dial("tcp", r.tcp.String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := c.Write([]byte{0xff, 0xff, 0}); err != nil {
+			t.Fatal(err)
+		}
+		conns = append(conns, c)
+	}
+	if held := int64(inUse()) - int64(before); held > (n+100)*20<<10 {
+		t.Errorf("%d questions and %d connections hold %d bytes", n, len(conns), held)
 	}
 }

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -10,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/ambitmesh/ambit/cni/netns"
@@ -73,8 +75,10 @@ func (s *Server) overUDP(ctx context.Context, x *exchange, server netip.AddrPort
 	defer c.Close()
 	// The end of ctx ends a read at once; deadlines below are of the tries.
 	defer context.AfterFunc(ctx, func() { _ = c.Close() })()
-	buf := messages.Get().(*[]byte)
-	defer messages.Put(buf)
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
 	query, id, err := renumbered(make([]byte, 0, len(x.raw)), x.raw)
 	if err != nil {
 		return nil, err
@@ -94,7 +98,7 @@ func (s *Server) overUDP(ctx context.Context, x *exchange, server netip.AddrPort
 			_ = c.SetReadDeadline(time.Time{}) // ctx has the rest
 		}
 		for {
-			n, err := c.Read(*buf)
+			answer, err := await(raw, query, id)
 			var timeout net.Error
 			switch {
 			case errors.As(err, &timeout) && timeout.Timeout():
@@ -102,8 +106,8 @@ func (s *Server) overUDP(ctx context.Context, x *exchange, server netip.AddrPort
 				return nil, fmt.Errorf("%s has not answered within %s", server, upstreamTimeout)
 			case err != nil:
 				return nil, err
-			case answers((*buf)[:n], query, id):
-				return append([]byte(nil), (*buf)[:n]...), nil
+			case answer != nil:
+				return answer, nil
 			default:
 				continue // forged, or late for another
 			}
@@ -111,6 +115,28 @@ func (s *Server) overUDP(ctx context.Context, x *exchange, server netip.AddrPort
 		}
 	}
 	return nil, fmt.Errorf("%s has not answered within %s", server, upstreamTimeout)
+}
+
+// await reads one datagram, and gives it if it is the answer. It waits without a
+// buffer: a thousand questions to a resolver that is away are then cheap.
+func await(raw syscall.RawConn, query []byte, id uint16) (answer []byte, err error) {
+	var inner error
+	err = raw.Read(func(fd uintptr) bool {
+		buf := messages.Get().(*[]byte)
+		defer messages.Put(buf)
+		n, err := syscall.Read(int(fd), *buf)
+		if err == syscall.EAGAIN || err == syscall.EINTR {
+			return false
+		}
+		if inner = err; err == nil && answers((*buf)[:n], query, id) {
+			answer = append([]byte(nil), (*buf)[:n]...)
+		}
+		return true
+	})
+	if err == nil {
+		err = inner
+	}
+	return answer, err
 }
 
 func (s *Server) overTCP(ctx context.Context, x *exchange, server netip.AddrPort) ([]byte, error) {
@@ -147,14 +173,15 @@ func readFrame(r io.Reader) ([]byte, error) {
 	if _, err := io.ReadFull(r, length[:]); err != nil {
 		return nil, err
 	}
-	b := make([]byte, binary.BigEndian.Uint16(length[:]))
-	if _, err := io.ReadFull(r, b); err != nil {
+	// It grows with what arrives, not with what is promised.
+	var b bytes.Buffer
+	if _, err := io.CopyN(&b, r, int64(binary.BigEndian.Uint16(length[:]))); err != nil {
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
 		}
 		return nil, err
 	}
-	return b, nil
+	return b.Bytes(), nil
 }
 
 // writeFrame writes a message in one segment: some servers read no further than

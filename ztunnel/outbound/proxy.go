@@ -138,6 +138,9 @@ func (p *Proxy) carry(ctx context.Context, c *net.TCPConn, rec *live.Conn, snap 
 	if route.Kind == Gateway {
 		facts.Double = true
 		facts.Destination, facts.DestinationID = beyond(&route, up)
+		if facts.Destination != route.Remote {
+			facts.Destination = p.cfg.Table.Stranger(facts.Destination) // it can say what it likes, and metrics stay
+		}
 	}
 	rec.Open(facts)
 	if err != nil {

@@ -513,10 +513,10 @@ int lookup(struct bpf_sk_lookup *ctx)
 	/* Foreign addresses are local on lo alone, through our route, and on
 	 * devices of the reroutes set. For the pod's own the kernel reports the
 	 * device of the address, not lo. */
-	if (bpf_map_lookup_elem(&addresses, &local))
-		return SK_PASS;
 	if (ifindex != IFINDEX_LO &&
 	    (!(s->flags & FLAG_REROUTE) || !bpf_map_lookup_elem(&reroutes, &ifindex)))
+		return SK_PASS;
+	if (bpf_map_lookup_elem(&addresses, &local))
 		return SK_PASS;
 	if (family == FAMILY_INET ? (local4 & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000) :
 				    !local.word[0] && !local.word[1] && !local.word[2] && local.word[3] == bpf_htonl(1))

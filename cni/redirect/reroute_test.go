@@ -34,7 +34,7 @@ func (n *topology) behind(t testing.TB) *netns.NS {
 		if err := netlink.LinkSetMaster(veth, bridge); err != nil {
 			return err
 		}
-		return netlink.LinkSetUp(veth)
+		return up("inner0")
 	})
 	within(t, inner, func() error {
 		if err := up("eth0", innerAddr4, innerAddr6); err != nil {

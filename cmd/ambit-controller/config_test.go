@@ -41,13 +41,13 @@ func TestFlagsAndEnvironment(t *testing.T) {
 }
 
 func TestValidateNamesEverything(t *testing.T) {
-	c, err := parse([]string{"--replica", "a/b", "--trust-domain", "", "--address", "nonsense", "--trusted-node-accounts", "x", "--self-signed-ca-lifetime", "1s"}, noEnv, t.Output())
+	c, err := parse([]string{"--replica", "a/b", "--trust-domain", "a b", "--address", "nonsense", "--trusted-node-accounts", "x", "--self-signed-ca-lifetime", "1s"}, noEnv, t.Output())
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := c.Validate().Error()
 	for _, want := range []string{
-		`--replica "a/b": must be a name`, `--trust-domain "": must be a name`, `--address "nonsense": not a host:port`,
+		`--replica "a/b": must be a name`, `--trust-domain "a b": must be a name`, `--address "nonsense": not a host:port`,
 		`--trusted-node-accounts "x": not of the form`, `--self-signed-ca-lifetime "1s": shorter`,
 	} {
 		if !strings.Contains(got, want) {

@@ -64,12 +64,18 @@ func names(t *testing.T, l *ambitlab.Lab) {
 			t.Errorf("%s: %s", host, answer)
 		}
 	}
-	lookup := func(host string) string {
-		var out bytes.Buffer
-		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-		defer cancel()
-		err := s.Exec(ctx, "client", &out, &out, "testapp", "lookup", host)
-		return strings.TrimSpace(fmt.Sprintln(out.String(), err))
+	// What a short program says is lost now and then between containerd and the
+	// kubelet, with no error: asked again.
+	lookup := func(host string) (said string) {
+		ambitlab.Until(t, "words about "+host, func() (string, bool) {
+			var out, errs bytes.Buffer
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+			defer cancel()
+			err := s.Exec(ctx, "client", &out, &errs, "testapp", "lookup", host)
+			said = fmt.Sprint(strings.TrimSpace(out.String()+errs.String()), " ", err)
+			return said, err != nil || out.Len() > 0
+		})
+		return said
 	}
 	if got := lookup("headless." + s.Name + ".svc.cluster.local"); !strings.Contains(got, s.Now("server").Status.PodIP) {
 		t.Errorf("headless: %s", got)

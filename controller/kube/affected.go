@@ -66,7 +66,9 @@ func (t *translator) expand(v *view, changed map[key]struct{}) affected {
 		case kindPod:
 			t.expandPod(v, &a, k)
 		case kindNode:
-			addAll[*corev1.Pod](a.pods, t.caches.pods, byNode, k.name)
+			for _, pod := range list[*corev1.Pod](t.caches.pods, byNode, k.name) {
+				t.expandPod(v, &a, key{kindPod, pod.Namespace, pod.Name})
+			}
 		case kindNamespace: // its annotation is a default for its services
 			addAll[*corev1.Service](a.services, t.caches.services, cache.NamespaceIndex, k.name)
 			t.expandNamespaceExternal(v, &a, k.name)

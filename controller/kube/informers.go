@@ -134,7 +134,7 @@ func trim(obj any) (any, error) {
 			PodIPs:     o.Status.PodIPs,
 		}
 	case *corev1.Node:
-		o.Spec, o.Status = corev1.NodeSpec{}, corev1.NodeStatus{Conditions: readiness(o.Status.Conditions)}
+		o.Spec, o.Status = corev1.NodeSpec{PodCIDRs: o.Spec.PodCIDRs}, corev1.NodeStatus{Conditions: readiness(o.Status.Conditions)}
 	}
 	return obj, nil
 }
@@ -251,9 +251,10 @@ func (cs *caches) recordAll(dirty *dirtySet) (reported []cache.InformerSynced, e
 	core(record(cs.namespaces, kindNamespace, dirty, func(o, n *corev1.Namespace) bool {
 		return maps.Equal(o.Labels, n.Labels) && maps.Equal(o.Annotations, n.Annotations)
 	}))
-	// A kubelet writes its node's status all the time; labels and readiness count.
+	// A kubelet writes its node's status all the time; labels, ranges and
+	// readiness count.
 	core(record(cs.nodes, kindNode, dirty, func(o, n *corev1.Node) bool {
-		return maps.Equal(o.Labels, n.Labels) && slices.EqualFunc(o.Status.Conditions, n.Status.Conditions, func(a, b corev1.NodeCondition) bool {
+		return maps.Equal(o.Labels, n.Labels) && slices.Equal(o.Spec.PodCIDRs, n.Spec.PodCIDRs) && slices.EqualFunc(o.Status.Conditions, n.Status.Conditions, func(a, b corev1.NodeCondition) bool {
 			return a.Type == b.Type && a.Status == b.Status
 		})
 	}))

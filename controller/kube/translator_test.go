@@ -257,6 +257,7 @@ func mutate(tr *translator, rnd *rand.Rand) {
 			Annotations: map[string]string{"networking.istio.io/traffic-distribution": pick("", "PreferClose"), "istio.io/use-waypoint-canary-weight": pick("", "20", "many")}}}
 	case kindNode:
 		o = &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: pick("n1", "n2"), Labels: map[string]string{corev1.LabelTopologyZone: pick("z1", "z2")}},
+			Spec:   corev1.NodeSpec{PodCIDRs: []string{pick("10.0.0.1/32", "10.0.0.2/32", "10.9.0.0/16")}},
 			Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionStatus(pick("True", "True", "Unknown"))}}}}
 	case kindPod:
 		m := meta(pick("p1", "p2", "p3", "p4"))

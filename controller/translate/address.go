@@ -34,15 +34,19 @@ func addressTexts(pod *corev1.Pod) []string {
 	return texts
 }
 
-// held leaves out of a pod's addresses those that a newer pod has. The API
-// server may not have heard yet that a pod is gone when its address is another's
-// already; and on a node that is cut off it hears nothing for minutes.
+// held leaves out of a pod's addresses those that another pod has with more
+// right. The API server may not have heard yet that a pod is gone when its
+// address is another's already; and on a node that is cut off it hears nothing
+// for minutes.
 func held(pod *corev1.Pod, addrs []netip.Addr, objs Objects) []netip.Addr {
 	if pod.Spec.HostNetwork {
 		return addrs
 	}
 	lost := func(a netip.Addr) bool {
-		return slices.ContainsFunc(objs.PodsAt(a), func(other *corev1.Pod) bool { return newer(other, pod) > 0 })
+		return slices.ContainsFunc(objs.PodsAt(a), func(other *corev1.Pod) bool {
+			same := other.Name == pod.Name && other.Namespace == pod.Namespace
+			return !same && claim(other, pod, a, objs) > 0
+		})
 	}
 	if !slices.ContainsFunc(addrs, lost) {
 		return addrs
@@ -50,16 +54,33 @@ func held(pod *corev1.Pod, addrs []netip.Addr, objs Objects) []netip.Addr {
 	return slices.DeleteFunc(slices.Clone(addrs), lost)
 }
 
-// newer orders pods by age; those of one second by name, so that there is one
-// of them.
-func newer(a, b *corev1.Pod) int {
-	return cmp.Or(a.CreationTimestamp.Compare(b.CreationTimestamp.Time),
-		cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Name, b.Name))
+// claim orders pods that say they have address a: the newest has it, of those of
+// one second the last by name. But a kubelet writes what it likes about its own
+// pods, so one whose node the address was handed to goes before others, as long
+// as it is there.
+func claim(p, q *corev1.Pod, a netip.Addr, objs Objects) int {
+	return cmp.Or(cmp.Compare(rightful(p, a, objs), rightful(q, a, objs)),
+		p.CreationTimestamp.Compare(q.CreationTimestamp.Time),
+		cmp.Compare(p.Namespace, q.Namespace), cmp.Compare(p.Name, q.Name))
 }
 
-// nodeReady: what a node that does not answer last
-// said of its pods is no longer known to be so. The node controller marks the
-// pods too, one after the other.
+// rightful is 1 for a pod that is not going, on a node that answers and whose
+// range a is of, else 0.
+func rightful(pod *corev1.Pod, a netip.Addr, objs Objects) int {
+	node := objs.Node(pod.Spec.NodeName)
+	if pod.DeletionTimestamp != nil || node == nil || !nodeReady(node) {
+		return 0
+	}
+	for _, text := range node.Spec.PodCIDRs {
+		if p, err := netip.ParsePrefix(text); err == nil && p.Contains(a) {
+			return 1
+		}
+	}
+	return 0
+}
+
+// nodeReady: what a node that does not answer last said of its pods is no longer
+// known to be so. The node controller marks the pods too, one after the other.
 func nodeReady(node *corev1.Node) bool {
 	if node == nil {
 		return true // not known, or of a cluster without a record of its nodes

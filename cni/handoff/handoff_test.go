@@ -546,3 +546,34 @@ func TestAckDeadline(t *testing.T) {
 		t.Fatalf("err = %v", err)
 	}
 }
+
+// TestEndingAgentTakesNoPodAway: an agent closes what it has of its pods when it
+// ends. A ztunnel that connects in that moment must not hear that there are none.
+func TestEndingAgentTakesNoPodAway(t *testing.T) {
+	for range 100 {
+		ctx, end := context.WithCancel(t.Context())
+		path := filepath.Join(t.TempDir(), "z.sock")
+		server, err := Listen(path, ServerConfig{Logger: quiet(), Snapshot: func() []Pod {
+			end()
+			return []Pod{{UID: "closed", Listeners: &Listeners{}}}
+		}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan struct{})
+		go func() { defer close(done); server.Run(ctx) }()
+		r := &recorder{}
+		client, stop := context.WithCancel(t.Context())
+		gone := make(chan struct{})
+		go func() {
+			defer close(gone)
+			RunClient(client, ClientConfig{Path: path, Version: "test", Slots: true, Handler: r, Logger: quiet()})
+		}()
+		<-done
+		stop()
+		<-gone
+		if got := r.log(); strings.Contains(got, "done") {
+			t.Fatalf("the ztunnel heard %q", got)
+		}
+	}
+}

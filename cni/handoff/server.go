@@ -347,6 +347,12 @@ func (s *Server) converse(ctx context.Context, p *peer) error {
 			}
 		}
 	}
+	if ctx.Err() != nil {
+		// The agent is ending and may have closed what it has before that could be
+		// sent. A snapshot that ends without them would take those pods from a
+		// ztunnel that is to go on serving them.
+		return nil
+	}
 	if err := p.exchange(encodeSnapshotSent()); err != nil {
 		return fmt.Errorf("snapshot: %w", err)
 	}

@@ -16,7 +16,7 @@ var rules = Rules{ExcludeNamespaces: []string{"kube-system"}, OwnNamespace: "amb
 
 // TestDecide is the documented order: the first rule that applies wins.
 //
-//ambit:feature enrol-order enrol-labels
+//ambit:feature enrol-order enrol-labels enrol-init
 func TestDecide(t *testing.T) {
 	ambient := map[string]string{labelMode: modeAmbient}
 	for _, c := range []struct {

@@ -68,6 +68,34 @@ func TestCompletedPodLeaves(t *testing.T) {
 	}
 }
 
+// TestCompletedPodSaysNothing: the runtime removes the sandbox before the API
+// server has heard of the pod's end, as it mostly does; and the end comes while
+// no agent is there.
+//
+//ambit:feature enrol-completed
+func TestCompletedPodSaysNothing(t *testing.T) {
+	b := newBench(t)
+	_, stop := b.start()
+	b.ztunnel()
+	job, x := b.pod("job"), b.sandbox("first")
+	other, y := b.pod("another"), b.sandbox("second")
+	b.add(job, x)
+	b.add(other, y)
+	b.call(enroll.Del, job, x)
+	if got := b.note(job, annotationRedirect); got != redirectionEnabled {
+		t.Errorf("a pod that may get another sandbox says %q", got)
+	}
+	end := func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }
+	b.update(job, end)
+	b.eventually("it says nothing", func() bool { return b.note(job, annotationRedirect) == "" })
+	stop()
+	b.update(other, end)
+	b.start()
+	b.eventually("the other says nothing and has no pins", func() bool {
+		return b.note(other, annotationRedirect) == "" && len(b.pinned()) == 0
+	})
+}
+
 // TestSameNameAgain: a StatefulSet's pod comes back under its name with another
 // uid, namespace and address while the old one is not cleaned up yet.
 //

@@ -27,6 +27,7 @@ type entry struct {
 	waiters []waiter
 	leaving []chan<- struct{} // waiting for the sandbox to be cleared
 	gone    bool              // the sandbox was removed: clear what is held
+	unsaid  bool              // it has ended, and what was written on it is taken back; the watch may not have it yet
 	removed bool              // the next sandbox will come with an ADD
 	failed  int               // attempts in a row
 	retry   time.Time

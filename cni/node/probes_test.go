@@ -66,7 +66,7 @@ func TestProbesByAddressAreSaid(t *testing.T) {
 // before it began are probes and hooks, however long they take; ztunnel is not to
 // take them for connections that are older. Of a pod that ran before nobody knows.
 //
-//ambit:feature probe-hooks
+//ambit:feature probe-hooks enrol-init
 func TestCapturedFromTheStart(t *testing.T) {
 	b := newBench(t)
 	old, y := b.pod("older"), b.sandbox("second")

@@ -22,14 +22,7 @@ func (j *job) withdraw(ctx context.Context) error {
 		return nil
 	}
 	if j.held == nil {
-		ns, err := j.a.cfg.HostRoot.Netns(j.before.Netns)
-		if err != nil {
-			ns = nil // gone with its sandbox; the pins are not
-		} else if cookie, err := ns.Cookie(); err != nil || cookie != j.before.Cookie {
-			ns.Close()
-			ns = nil
-		}
-		j.held = &held{uid: j.uid, name: podName(j.pod), containerID: j.before.ContainerID, cookie: j.before.Cookie, path: j.before.Netns, ns: ns}
+		j.recall()
 	}
 	j.held.acked, j.held.proven, j.held.said = false, false, false
 	if !sleep(ctx, j.a.cfg.PeersWait) {
@@ -59,6 +52,9 @@ func (j *job) forget(ctx context.Context) error {
 			return err
 		}
 	}
+	if j.held == nil && j.before != nil && j.pod != nil {
+		j.recall()
+	}
 	if j.held == nil {
 		return nil
 	}
@@ -67,6 +63,18 @@ func (j *job) forget(ctx context.Context) error {
 	}
 	j.a.log.Info("pod has ended", "pod", name, "uid", j.uid)
 	return nil
+}
+
+// recall takes what the last agent had set up for what is held.
+func (j *job) recall() {
+	ns, err := j.a.cfg.HostRoot.Netns(j.before.Netns)
+	if err != nil {
+		ns = nil // gone with its sandbox; the pins are not
+	} else if cookie, err := ns.Cookie(); err != nil || cookie != j.before.Cookie {
+		ns.Close()
+		ns = nil
+	}
+	j.held = &held{uid: j.uid, name: podName(j.pod), containerID: j.before.ContainerID, cookie: j.before.Cookie, path: j.before.Netns, ns: ns}
 }
 
 // forgetHeld tells ztunnel, then takes capture away, then closes. With tell

@@ -4,6 +4,8 @@ import (
 	"context"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/ambitmesh/ambit/cni/enroll"
 )
 
@@ -33,11 +35,13 @@ func (l *loop) step(e *entry) step {
 		return stepForget
 	}
 	if e.pod == nil || terminal(e.pod) {
-		if e.held != nil {
+		_, before := l.intended[e.uid]
+		if e.held != nil || e.pod != nil && !e.unsaid && (before || said(e.pod)) {
 			return stepForget
 		}
 		return stepNone
 	}
+	e.unsaid = false
 	labels, known := l.a.kube.labels(e.pod.Namespace)
 	if !known {
 		// Nothing is decided on half of the facts.
@@ -65,6 +69,17 @@ func (l *loop) step(e *entry) step {
 		return stepEnrol
 	}
 	return stepNone
+}
+
+// said reports whether a pod still says something about its capture. Its sandbox
+// is often removed before the API server has the end of its last container.
+func said(p *corev1.Pod) bool {
+	for _, a := range []string{annotationRedirect, annotationReason, annotationOlder, annotationLimits} {
+		if p.Annotations[a] != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // release ends an entry that needs nothing.
@@ -154,6 +169,7 @@ func (l *loop) finish(r *result) *entry {
 	case stepWithdraw, stepForget:
 		if r.step == stepForget {
 			e.gone = false
+			e.unsaid = e.pod != nil && terminal(e.pod)
 		}
 		delete(l.intended, e.uid)
 		for _, w := range e.leaving {

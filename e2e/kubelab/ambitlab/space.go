@@ -91,16 +91,23 @@ func (s *Space) Pod(name, node string, labels map[string]string, args ...string)
 	if len(args) > 0 {
 		restart = corev1.RestartPolicyNever
 	}
-	s.run(name, node, labels, restart, args...)
+	s.run(name, node, labels, restart, nil, args...)
+}
+
+// Job makes a pod that runs one command after the other, the first in an init
+// container, and ends.
+func (s *Space) Job(name, node string, first, then []string) {
+	s.t.Helper()
+	s.run(name, node, nil, corev1.RestartPolicyNever, first, then...)
 }
 
 // Loop makes a pod that requests the URL without end.
 func (s *Space) Loop(name, node, url string) {
 	s.t.Helper()
-	s.run(name, node, nil, corev1.RestartPolicyAlways, "get", "-n", "0", "-every", "50ms", "-timeout", "2s", "-carry-on", url)
+	s.run(name, node, nil, corev1.RestartPolicyAlways, nil, "get", "-n", "0", "-every", "50ms", "-timeout", "2s", "-carry-on", url)
 }
 
-func (s *Space) run(name, node string, labels map[string]string, restart corev1.RestartPolicy, args ...string) {
+func (s *Space) run(name, node string, labels map[string]string, restart corev1.RestartPolicy, first []string, args ...string) {
 	s.t.Helper()
 	account, _, _ := strings.Cut(name, "-")
 	all := map[string]string{"app": account}
@@ -118,10 +125,14 @@ func (s *Space) run(name, node string, labels map[string]string, restart corev1.
 	default:
 		c.Args = []string{"sleep"}
 	}
+	var init []corev1.Container
+	if first != nil {
+		init = []corev1.Container{{Name: "first", Image: App, Args: first, Env: c.Env}}
+	}
 	_, err := s.Client.CoreV1().Pods(s.Name).Create(s.t.Context(), &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: all},
 		Spec: corev1.PodSpec{ServiceAccountName: account, NodeName: node, TerminationGracePeriodSeconds: &grace,
-			RestartPolicy: restart, Containers: []corev1.Container{c}},
+			RestartPolicy: restart, InitContainers: init, Containers: []corev1.Container{c}},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		s.t.Fatal(err)

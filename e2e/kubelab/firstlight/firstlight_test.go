@@ -15,7 +15,7 @@ func TestMain(m *testing.M) { os.Exit(ambitlab.Main(m)) }
 // something of the mesh and run one after the other.
 //
 //ambit:feature policy-older-destroyed policy-older-probes unenrol-drain probe-tcp probe-http probe-grpc probe-exec probe-sidecar probe-hooks probe-fails probe-kubelet-only probe-restart redirect-intent-damaged lifecycle-label lifecycle-rollout lifecycle-ztunnel-killed lifecycle-agent-gone lifecycle-controller-away lifecycle-reboot lifecycle-conflist
-//ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets enrol-labels
+//ambit:feature traffic-node-port traffic-headless traffic-host-network traffic-api-server traffic-self security-mark security-sockets enrol-labels enrol-init enrol-completed
 //ambit:feature dns-service-entry own-metrics
 //ambit:feature identity-root-change identity-secret-damaged controller-ask
 func TestFirstLight(t *testing.T) {

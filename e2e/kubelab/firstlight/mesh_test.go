@@ -69,8 +69,8 @@ func firstByte(t *testing.T, l *ambitlab.Lab) {
 	s.Pod("client", "node1", nil)
 	s.Ready("server", "client")
 	s.Meshed("client", "server")
-	word := ambitlab.Token("first")
-	s.Pod("client-eager", "node1", nil, "get", "-timeout", "60s", "http://server/"+word)
+	word, early := ambitlab.Token("first"), ambitlab.Token("init")
+	s.Job("client-eager", "node1", []string{"get", "-timeout", "60s", "http://server/" + early}, []string{"get", "-timeout", "60s", "http://server/" + word})
 	p := s.Watch("client-eager", "finished", func(p *corev1.Pod) bool {
 		return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
 	})
@@ -78,6 +78,8 @@ func firstByte(t *testing.T, l *ambitlab.Lab) {
 		t.Errorf("its only request failed: %+v", p.Status.ContainerStatuses)
 	}
 	l.Wire.Secret(t, word)
+	l.Wire.Secret(t, early)
+	s.Released("client-eager") // its object is still there
 	// The other node may not have heard of the pod yet when it connects, so it
 	// knows its identity but not its name.
 	l.Logged(t, "ztunnel", "node1", `direction="outbound"`, `src.workload="client-eager"`, `src.identity="`+s.ID("client")+`"`, `dst.identity="`+s.ID("server")+`"`)

@@ -19,7 +19,7 @@ import (
 // of w, and nobody else is even listened to.
 func judged(snap *mesh.Snapshot, w *mesh.Workload, peer identity.ID, src netip.AddrPort, r hbone.Request, terms *identity.Terms) (authz.Conn, error) {
 	c := authz.Conn{Peer: peer, Src: src}
-	if r.Get(hbone.ClientHeader) == "" || !hasWaypoint(snap, w, peer, terms) {
+	if r.Get(hbone.ClientHeader) == "" || !hasWaypoint(snap, w, peer, src.Addr(), terms) {
 		return c, nil
 	}
 	client, err := r.Client()
@@ -56,12 +56,14 @@ func (p *Proxy) waypoints(ctx context.Context, snap *mesh.Snapshot, w *mesh.Work
 	return snap, nil
 }
 
-// hasWaypoint reports whether id is the identity of a waypoint that w, or a
-// service of w, is configured to have. Replicas that are not ready count: one that
-// ends still has connections to make for the requests that it holds.
-func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID, terms *identity.Terms) bool {
+// hasWaypoint reports whether id at that address is a waypoint that w, or a service
+// of w, is configured to have. The address counts as well, because a waypoint may
+// share its service account with pods that are none. Replicas that are not ready
+// count: one that ends still has connections to make for the requests that it
+// holds.
+func hasWaypoint(snap *mesh.Snapshot, w *mesh.Workload, id identity.ID, at netip.Addr, terms *identity.Terms) bool {
 	is := func(p *mesh.Workload) bool {
-		return p != nil && terms.SameID(p.Identity(), id, w.Identity().TrustDomain)
+		return p != nil && terms.SameID(p.Identity(), id, w.Identity().TrustDomain) && slices.Contains(p.Addresses, at)
 	}
 	if isWorkload(snap, w, w.Waypoint, is) {
 		return true

@@ -60,7 +60,9 @@ func TestJudged(t *testing.T) {
 
 	client := named("far", "client")
 	claim := []hbone.Header{{Name: hbone.ClientHeader, Value: client.String()}, {Name: "forwarded", Value: `for="10.9.9.9:99";host=web`}}
-	src := netip.MustParseAddrPort("10.0.0.50:1")
+	src := netip.MustParseAddrPort("10.0.0.50:1") // the waypoint's, but for those that others have
+	at := map[string]string{"by the host name of a workload": "10.0.0.51:1", "the other of weighted ones": "10.0.0.52:1",
+		"another pod of the waypoint's account": "10.0.0.52:1"}
 	for _, tt := range []struct {
 		name     string
 		peer     identity.ID
@@ -78,6 +80,7 @@ func TestJudged(t *testing.T) {
 		{"the other of weighted ones", other, []string{"ns/split"}, nil, claim, true, ""},
 		{"of one of several services", way, []string{"ns/plain", "ns/gone", "ns/web"}, nil, claim, true, ""},
 		{"waypoint of the workload", way, nil, byHost, claim, true, ""},
+		{"another pod of the waypoint's account", way, []string{"ns/web"}, nil, claim, false, ""},
 		{"says nothing", way, []string{"ns/web"}, nil, nil, false, ""},
 		{"waypoint of another service", spare, []string{"ns/web"}, nil, claim, false, ""},
 		{"no waypoint", other, []string{"ns/web"}, nil, claim, false, ""},
@@ -93,6 +96,10 @@ func TestJudged(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			w := pod("server", "10.0.0.1", named("ns", "server"), of(tt.of...))
 			w.Waypoint = tt.waypoint
+			src := src
+			if a := at[tt.name]; a != "" {
+				src = netip.MustParseAddrPort(a)
+			}
 			snap := build(append(workloads, w), services)
 			c, err := judged(snap, w, tt.peer, src, hbone.Request{Header: tt.header}, nil)
 			if reason(err) != tt.reason {
@@ -169,7 +176,7 @@ func TestWaypointsOnDemand(t *testing.T) {
 	}{{nil, true}, {errors.New("no answer"), false}} {
 		store := mesh.NewStore()
 		store.Swap(build([]*mesh.Workload{self}, []*mesh.Service{web, wayService}))
-		if hasWaypoint(store.Load(), self, way.Identity(), nil) {
+		if hasWaypoint(store.Load(), self, way.Identity(), way.Addresses[0], nil) {
 			t.Fatal("known before it was asked for")
 		}
 		d := &asked{store: store, all: map[string]mesh.Delta{"ns/way.svc": {Workloads: []*mesh.Workload{way}}}, err: tt.err, known: map[string]bool{}}
@@ -178,7 +185,7 @@ func TestWaypointsOnDemand(t *testing.T) {
 		if reason(err) != map[bool]live.Reason{true: "", false: live.LookupUnanswered}[tt.want] {
 			t.Errorf("%v", err)
 		}
-		if tt.want && !hasWaypoint(snap, self, way.Identity(), nil) {
+		if tt.want && !hasWaypoint(snap, self, way.Identity(), way.Addresses[0], nil) {
 			t.Error("not known after it was asked for")
 		}
 	}

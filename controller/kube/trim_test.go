@@ -47,3 +47,28 @@ func TestTrimKeepsMeaning(t *testing.T) {
 		t.Errorf("nothing is trimmed: %s", fmt.Sprint(p))
 	}
 }
+
+// TestTrimKeepsOfNodes what decides about pods: labels, whether they answer,
+// and their ranges.
+func TestTrimKeepsOfNodes(t *testing.T) {
+	node := func() *corev1.Node {
+		return &corev1.Node{
+			ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: map[string]string{corev1.LabelTopologyZone: "z"}, Annotations: map[string]string{corev1.LastAppliedConfigAnnotation: "{}", "a": "b"}},
+			Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}, ProviderID: "x"},
+			Status: corev1.NodeStatus{Images: []corev1.ContainerImage{{SizeBytes: 1}}, Conditions: []corev1.NodeCondition{
+				{Type: corev1.NodeMemoryPressure, Status: corev1.ConditionFalse}, {Type: corev1.NodeReady, Status: corev1.ConditionUnknown, Message: "m"}}},
+		}
+	}
+	trimmed, err := trim(node())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n", Labels: node().Labels, Annotations: map[string]string{"a": "b"}},
+		Spec:       corev1.NodeSpec{PodCIDRs: []string{"10.0.0.0/24"}},
+		Status:     corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionUnknown}}},
+	}
+	if !reflect.DeepEqual(trimmed, want) {
+		t.Errorf("got %+v\nwant %+v", trimmed, want)
+	}
+}

@@ -21,6 +21,14 @@ const TypeSettings = "type.googleapis.com/ambit.mesh.Settings"
 // SettingsName is the name of the one resource of that type.
 const SettingsName = "settings"
 
+// HeaderSettings is the response header by which a server says that it has
+// settings to send, so that a client can wait for them before it lets anybody
+// out.
+const HeaderSettings = "ambit-settings"
+
+// SettingsKnown is its value.
+const SettingsKnown = "known"
+
 const ( // field numbers
 	settingsRegistryOnly = 1
 	settingsAliases      = 2

@@ -44,3 +44,22 @@ func TestSettings(t *testing.T) {
 		return !got.RegistryOnly
 	})
 }
+
+// TestSyncedWithSettings: a data plane whose control plane has settings does
+// not count as synced without them, or it would let out for a moment what the
+// mesh does not.
+//
+//ambit:feature mesh-config-first
+func TestSyncedWithSettings(t *testing.T) {
+	ln := listen(t, "127.0.0.1:0")
+	c := serve(ln, mesh.NewStore())
+	defer c.stop()
+	c.apply(mesh.Delta{Workloads: []*mesh.Workload{workload("a", 1)}, Settings: &mesh.Settings{RegistryOnly: true}})
+	for range 30 {
+		x, store := run(t, client.Config{Address: ln.Addr().String(), Token: secret})
+		<-x.Synced()
+		if got, known := store.Load().Settings(); !known || !got.RegistryOnly {
+			t.Fatalf("synced with settings %+v, %t", got, known)
+		}
+	}
+}

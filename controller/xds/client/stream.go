@@ -289,7 +289,7 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 	// A control plane does not send again what was refused, not before it
 	// changes. To wait for a response without fault would keep a node from ever
 	// being ready for one resource; to go on with nothing would be no state.
-	if len(refused) == 0 || len(refused) < len(r.GetResources()) {
+	if len(refused) == 0 || len(refused) < len(r.GetResources()) || r.GetTypeUrl() == wire.TypeSettings {
 		c.hasState(r.GetTypeUrl())
 	}
 	return answer
@@ -297,11 +297,16 @@ func (c *Client) handle(r *discovery.DeltaDiscoveryResponse) *discovery.DeltaDis
 
 // hasState notes that there is a state of one type.
 func (c *Client) hasState(typeURL string) {
-	if typeURL == wire.TypeTrust || typeURL == wire.TypeSettings || !c.waiting[typeURL] {
+	if !c.waiting[typeURL] {
 		return
 	}
 	delete(c.waiting, typeURL)
-	if len(c.waiting) == 0 {
+	if len(c.waiting) > 0 {
+		return
+	}
+	select {
+	case <-c.synced: // on an earlier stream
+	default:
 		close(c.synced)
 	}
 }

@@ -25,6 +25,14 @@ func (c *Client) askOwn(header metadata.MD, send *sender) {
 			send.put(&discovery.DeltaDiscoveryRequest{TypeUrl: t, InitialResourceVersions: maps.Clone(c.held[t])})
 		}
 	}
+	// Whoever has no settings yet waits for those that the server has: pods
+	// that are served before could be let out of a mesh that does not want it.
+	_, have := c.config.Store.Load().Settings()
+	if !have && slices.Contains(header.Get(wire.HeaderSettings), wire.SettingsKnown) {
+		c.waiting[wire.TypeSettings] = true
+	} else {
+		c.hasState(wire.TypeSettings) // an earlier server's promise is void
+	}
 }
 
 // applyTrust hands the roots on. Of roots that are refused, or taken away, the

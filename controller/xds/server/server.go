@@ -157,6 +157,9 @@ func (s *Server) DeltaAggregatedResources(stream discovery.AggregatedDiscoverySe
 		header.Set(wire.HeaderOnDemand, wire.OnDemandWhole)
 	}
 	header.Set(wire.HeaderTypes, wire.TypeSettings)
+	if _, known := s.config.Store.Load().Settings(); known {
+		header.Set(wire.HeaderSettings, wire.SettingsKnown)
+	}
 	if s.config.Trust != nil {
 		header.Append(wire.HeaderTypes, wire.TypeTrust)
 	}

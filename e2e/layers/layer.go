@@ -41,7 +41,7 @@ var layers = []layer{
 	{name: "arch", what: "who imports whom, folders, page limits", args: []string{"./e2e/arch"}},
 	{name: "netns", what: "two nodes made of network namespaces, real kernel, real capture", args: []string{"-count=1", "-p=1", "-timeout=40m", "./e2e/netns/...", "./e2e/bench/..."}, root: true},
 	{name: "api", what: "the controller with a real API server (Kubernetes is compiled once, about five minutes)",
-		prepare: lab, args: []string{"-count=1", "-p=1", "-timeout=30m", "-run=TestAPIMode|TestControlPlaneUnderLoad|TestExternalServices|TestPolicyFromTheAPIServer", "./cmd/ambit-controller", "./e2e/netns"}, env: labEnv, root: true, needs: labNeeds},
+		prepare: lab, args: []string{"-count=1", "-p=1", "-timeout=30m", "-run=TestAPIMode|TestControlPlaneUnderLoad|TestExternalServices|TestPolicyFromTheAPIServer|TestTaintsRemoved", "./cmd/ambit-controller", "./e2e/netns"}, env: labEnv, root: true, needs: labNeeds},
 	{name: "kubelab", what: "a real Kubernetes in namespaces, and Ambit on it",
 		prepare: lab, dir: "e2e/kubelab",
 		// One cluster at a time; not the components, whose tests are Kubernetes' own.

@@ -25,6 +25,7 @@ import (
 // fail. It runs where the API server is, which the layer "api" has.
 //
 //ambit:feature identity-rotation identity-root-change identity-root-cli identity-replicas identity-token-review
+//ambit:feature binding-carried
 //ambit:feature controller-failover controller-one-writer controller-reconnect controller-metrics
 func TestControlPlaneUnderLoad(t *testing.T) {
 	const load = 3 * time.Minute
@@ -79,6 +80,7 @@ func TestControlPlaneUnderLoad(t *testing.T) {
 	if got := issued() - first; got < 12 {
 		t.Errorf("only %v certificates were issued in %v", got, load)
 	}
+	t.Run("waypoint", func(t *testing.T) { p.testWaypoint(t, w, pods[0], pods[1]) })
 	t.Run("reconnect", func(t *testing.T) { p.testReconnect(t, w) })
 	t.Run("metrics", p.testMetrics)
 	t.Run("wrong tokens", func(t *testing.T) { p.testWrongTokens(t, w) })

@@ -81,8 +81,8 @@ func (l *lab) addressed(t *testing.T, name string, hosts ...string) []string {
 // testExternal: hosts outside the cluster get addresses, which the ztunnel
 // learns, and what another controller wrote stays as it is.
 func (r *running) testExternal(t *testing.T) {
-	r.entry(t, "api", nil, "a.example.com", "b.example.com")
-	first := r.addressed(t, "api", "a.example.com", "b.example.com")
+	r.entry(t, "partner", nil, "a.example.com", "b.example.com")
+	first := r.addressed(t, "partner", "a.example.com", "b.example.com")
 	r.await(t, "the addresses of a.example.com", func(s *mesh.Snapshot) bool {
 		svc := s.Service("prod/a.example.com")
 		return svc != nil && len(svc.Addresses) == 2 && slices.ContainsFunc(svc.Addresses, func(a mesh.NetworkAddress) bool {
@@ -123,7 +123,7 @@ func (r *running) testExternal(t *testing.T) {
 	}
 	r.addressed(t, "foreign", "c.example.com", "d.example.com")
 	// A label takes them back.
-	if _, err := entries.Patch(t.Context(), "api", types.MergePatchType,
+	if _, err := entries.Patch(t.Context(), "partner", types.MergePatchType,
 		[]byte(`{"metadata":{"labels":{"networking.istio.io/enable-autoallocate-ip":"false"}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -132,17 +132,17 @@ func (r *running) testExternal(t *testing.T) {
 		return svc != nil && len(svc.Addresses) == 0
 	})
 	eventually(t, func() error {
-		list, _, err := r.allocated("api")
+		list, _, err := r.allocated("partner")
 		if err == nil && len(list) > 0 {
 			err = fmt.Errorf("there are still %v", list)
 		}
 		return err
 	})
-	if _, err := entries.Patch(t.Context(), "api", types.MergePatchType,
+	if _, err := entries.Patch(t.Context(), "partner", types.MergePatchType,
 		[]byte(`{"metadata":{"labels":{"networking.istio.io/enable-autoallocate-ip":null}}}`), metav1.PatchOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if again := r.addressed(t, "api", "a.example.com", "b.example.com"); !slices.Equal(again, first) {
+	if again := r.addressed(t, "partner", "a.example.com", "b.example.com"); !slices.Equal(again, first) {
 		t.Errorf("%v, was %v", again, first)
 	}
 }
@@ -150,13 +150,13 @@ func (r *running) testExternal(t *testing.T) {
 // testExternalGoesOn with another replica in the lead: what was given stays, and
 // newcomers get theirs.
 func (r *running) testExternalGoesOn(t *testing.T) {
-	before, _, err := r.allocated("api")
+	before, _, err := r.allocated("partner")
 	if err != nil || len(before) != 4 {
 		t.Fatalf("%v, %v", before, err)
 	}
 	r.entry(t, "late", nil, "late.example.com")
 	late := r.addressed(t, "late", "late.example.com")
-	if now, _, err := r.allocated("api"); err != nil || !slices.Equal(now, before) {
+	if now, _, err := r.allocated("partner"); err != nil || !slices.Equal(now, before) {
 		t.Errorf("%v, was %v, %v", now, before, err)
 	}
 	for _, a := range late {

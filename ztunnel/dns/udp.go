@@ -33,6 +33,9 @@ func (s *Server) ServeUDP(ctx context.Context, conn *net.UDPConn) error {
 			}
 			return err
 		}
+		if !s.cfg.Rewritten && own != nil && uninvited(d, uint16(own.Port)) {
+			continue
+		}
 		if isResponse(d.message) {
 			// Of a name server in the pod, to one that asks from its own port 53.
 			// It goes on as it came; to answer it could go on for ever.
@@ -89,6 +92,14 @@ func (s *Server) answerTo(conn *net.UDPConn, own *net.UDPAddr, d datagram, answe
 // which only a process of the pod can do: to send it on would bring it back.
 func toSelf(from, to netip.AddrPort, own uint16) bool {
 	return to.Port() == own && (from.Addr() == to.Addr() || to.Addr().IsLoopback())
+}
+
+// uninvited reports whether a datagram has no business here. Capture brings what
+// was sent to port 53; by our own port anybody can send who reaches the pod. Of
+// that, questions of the pod itself are answered. Others' are not, nor is what is
+// no question sent on: it would come back here, again and again.
+func uninvited(d datagram, own uint16) bool {
+	return d.to.Port() == own && (isResponse(d.message) || !toSelf(d.from, d.to, own))
 }
 
 // datagram is a question as it arrived; to is whom it was meant for.

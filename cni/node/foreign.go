@@ -187,8 +187,7 @@ func copyInodes(pid int, wanted map[uint32]uint16) (map[uint32]*os.File, error) 
 	if err != nil {
 		return found, err
 	}
-	// The youngest descriptors last: those are looked at first.
-	for _, e := range slices.Backward(entries) {
+	for _, e := range entries {
 		target, err := os.Readlink(filepath.Join(dir, e.Name()))
 		if err != nil {
 			continue // closed meanwhile
@@ -213,6 +212,12 @@ func copyInodes(pid int, wanted map[uint32]uint16) (map[uint32]*os.File, error) 
 			return found, fmt.Errorf("pidfd_getfd: %w", err)
 		}
 		unix.CloseOnExec(fd)
+		// The number may mean another file by now, another pod's listener even.
+		var st unix.Stat_t
+		if err := unix.Fstat(fd, &st); err != nil || st.Ino != inode {
+			unix.Close(fd)
+			continue
+		}
 		found[uint32(inode)] = os.NewFile(uintptr(fd), "listener of ztunnel")
 		if len(found) == len(wanted) {
 			break

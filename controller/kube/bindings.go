@@ -13,6 +13,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
 
 	"istio.io/api/meta/v1alpha1"
@@ -79,13 +80,9 @@ func (b *bindings) run(term context.Context) {
 		b.queue.Add(k)
 	}
 	b.mu.Unlock()
-	for _, o := range b.caches.services.GetIndexer().List() {
-		if svc := o.(*corev1.Service); slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return slices.Contains(ours, c.Type) }) {
-			b.queue.Add(key{kindService, svc.Namespace, svc.Name})
-		}
+	for _, k := range b.stale() {
+		b.queue.Add(k)
 	}
-	b.addStale(kindServiceEntry)
-	b.addStale(kindWorkloadEntry)
 	stop := context.AfterFunc(term, func() { b.queue.Add(key{}) }) // the queue knows no context
 	defer stop()
 	for term.Err() == nil {
@@ -98,18 +95,26 @@ func (b *bindings) run(term context.Context) {
 	}
 }
 
-func (b *bindings) addStale(k kind) {
-	inf := b.caches.serviceEntries
-	if k == kindWorkloadEntry {
-		inf = b.caches.workloadEntries
-	}
-	for _, o := range inf.GetIndexer().List() {
-		have := istioConditions(o)
-		if slices.ContainsFunc(have, func(c *v1alpha1.IstioCondition) bool { return slices.Contains(ours, c.GetType()) }) {
-			m := o.(named)
-			b.queue.Add(key{k, m.GetNamespace(), m.GetName()})
+// stale are the objects that have a condition of ours, maybe by an earlier run.
+// On what another control plane may write, such a condition is its own.
+func (b *bindings) stale() []key {
+	v := newView(b.caches, &lastGood{}, &b.cfg.Translate)
+	var out []key
+	for _, o := range b.caches.services.GetIndexer().List() {
+		svc := o.(*corev1.Service)
+		if b.cfg.Translate.Meshed(svc, v) && slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return slices.Contains(ours, c.Type) }) {
+			out = append(out, key{kindService, svc.Namespace, svc.Name})
 		}
 	}
+	for k, inf := range map[kind]cache.SharedIndexInformer{kindServiceEntry: b.caches.serviceEntries, kindWorkloadEntry: b.caches.workloadEntries} {
+		for _, o := range inf.GetIndexer().List() {
+			m := o.(metav1.Object)
+			if b.cfg.Translate.Writes(m, v) && slices.ContainsFunc(istioConditions(o), func(c *v1alpha1.IstioCondition) bool { return slices.Contains(ours, c.GetType()) }) {
+				out = append(out, key{k, m.GetNamespace(), m.GetName()})
+			}
+		}
+	}
+	return out
 }
 
 func istioConditions(o any) []*v1alpha1.IstioCondition {

@@ -26,19 +26,19 @@ func CheckCRL(text []byte) error {
 	return err
 }
 
-// SetRevoked takes revocation lists, in PEM; none is nil.
+// SetRevoked takes revocation lists, in PEM, or that there are none.
 func (k *Keyring) SetRevoked(text []byte) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	if bytes.Equal(k.revoked, text) {
+	if k.revoked != nil && bytes.Equal(k.revoked, text) {
 		return
 	}
-	k.revoked = bytes.Clone(text)
+	k.revoked = append([]byte{}, text...)
 	close(k.changed)
 	k.changed = make(chan struct{})
 }
 
-// Revoked are the lists of SetRevoked.
+// Revoked are the lists of SetRevoked, empty for none; nil before it was called.
 func (k *Keyring) Revoked() []byte {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -55,7 +55,8 @@ type Config struct {
 // Roots is where the trust anchors come from.
 type Roots interface {
 	Bundle() (pem []byte, hash string)
-	// Revoked are revocation lists in PEM, for the same ConfigMaps; nil for none.
+	// Revoked are revocation lists in PEM, for the same ConfigMaps: empty for
+	// none, nil as long as nobody knows.
 	Revoked() []byte
 	// Changed is closed at the next change; call it before Bundle.
 	Changed() <-chan struct{}

@@ -28,13 +28,15 @@ func (r *Rotation) followCRL() {
 }
 
 // rootData is what a root ConfigMap should have and have lacks; nil for nothing.
-func rootData(have map[string]string, bundle, revoked string) map[string]string {
+// Without a word about revocation lists, which is no list, those that are there
+// stay: the Secret may not have been read yet, or be gone since an earlier run.
+func rootData(have map[string]string, bundle string, revoked []byte) map[string]string {
 	want := map[string]string{}
 	if have[RootKey] != bundle {
 		want[RootKey] = bundle
 	}
-	if old, there := have[CRLKey]; old != revoked || revoked != "" && !there {
-		want[CRLKey] = revoked
+	if revoked != nil && have[CRLKey] != string(revoked) {
+		want[CRLKey] = string(revoked)
 	}
 	if len(want) == 0 {
 		return nil

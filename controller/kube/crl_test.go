@@ -25,19 +25,23 @@ import (
 //
 //ambit:feature certificates-crl-distributed
 func TestRootData(t *testing.T) {
+	none := []byte{}
 	for _, c := range []struct {
 		name    string
 		have    map[string]string
-		revoked string
+		revoked []byte
 		want    map[string]string
 	}{
-		{"all there", map[string]string{RootKey: "roots"}, "", nil},
-		{"no roots", map[string]string{}, "", map[string]string{RootKey: "roots"}},
-		{"other roots", map[string]string{RootKey: "old", CRLKey: "list"}, "list", map[string]string{RootKey: "roots"}},
-		{"the first list", map[string]string{RootKey: "roots"}, "list", map[string]string{CRLKey: "list"}},
-		{"another list", map[string]string{RootKey: "roots", CRLKey: "old"}, "list", map[string]string{CRLKey: "list"}},
-		{"the last list taken away", map[string]string{RootKey: "roots", CRLKey: "old"}, "", map[string]string{CRLKey: ""}},
-		{"none any more", map[string]string{RootKey: "roots", CRLKey: ""}, "", nil},
+		{"all there", map[string]string{RootKey: "roots"}, none, nil},
+		{"no roots", map[string]string{}, none, map[string]string{RootKey: "roots"}},
+		{"no ConfigMap", nil, []byte("list"), map[string]string{RootKey: "roots", CRLKey: "list"}},
+		{"other roots", map[string]string{RootKey: "old", CRLKey: "list"}, []byte("list"), map[string]string{RootKey: "roots"}},
+		{"the first list", map[string]string{RootKey: "roots"}, []byte("list"), map[string]string{CRLKey: "list"}},
+		{"another list", map[string]string{RootKey: "roots", CRLKey: "old"}, []byte("list"), map[string]string{CRLKey: "list"}},
+		{"the last list taken away", map[string]string{RootKey: "roots", CRLKey: "old"}, none, map[string]string{CRLKey: ""}},
+		{"none any more", map[string]string{RootKey: "roots", CRLKey: ""}, none, nil},
+		{"not known yet", map[string]string{RootKey: "roots", CRLKey: "old"}, nil, nil},
+		{"not known, other roots", map[string]string{RootKey: "old", CRLKey: "old"}, nil, map[string]string{RootKey: "roots"}},
 	} {
 		if got := rootData(c.have, "roots", c.revoked); !maps.Equal(got, c.want) || (got == nil) != (c.want == nil) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
@@ -77,7 +81,12 @@ func TestFollowCRL(t *testing.T) {
 		}
 		r.followCRL()
 	}
-	r.followCRL()
+	if r.followCRL(); ring.Revoked() != nil {
+		t.Error("without the Secret, known to be none")
+	}
+	if put(list[:len(list)/2]); ring.Revoked() != nil {
+		t.Error("with lists that cannot be read, known to be none")
+	}
 	changed := ring.Changed()
 	put(list)
 	if !bytes.Equal(ring.Revoked(), list) {
@@ -93,7 +102,7 @@ func TestFollowCRL(t *testing.T) {
 			t.Errorf("%.20q was taken up", bad)
 		}
 	}
-	if n := strings.Count(log.String(), "cannot be used"); n != 4 {
+	if n := strings.Count(log.String(), "cannot be used"); n != 5 {
 		t.Errorf("said %d times:\n%s", n, &log)
 	}
 	if err := inf.GetIndexer().Delete(&corev1.Secret{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: PluggedInSecret}}); err != nil {
@@ -102,7 +111,7 @@ func TestFollowCRL(t *testing.T) {
 	if r.followCRL(); !bytes.Equal(ring.Revoked(), list) {
 		t.Error("lost with the Secret")
 	}
-	if put(nil); len(ring.Revoked()) != 0 {
+	if put(nil); ring.Revoked() == nil || len(ring.Revoked()) != 0 {
 		t.Error("not taken back")
 	}
 }

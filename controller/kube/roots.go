@@ -71,7 +71,7 @@ func (w *writer) receivesRoots(ns *corev1.Namespace) bool {
 func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 	client := w.cfg.Client.CoreV1().ConfigMaps(namespace)
 	bundle, _ := w.cfg.Roots.Bundle()
-	want, revoked := string(bundle), string(w.cfg.Roots.Revoked())
+	want, revoked := string(bundle), w.cfg.Roots.Revoked()
 	have := get[*corev1.ConfigMap](w.byName[name], namespace+"/"+name)
 	var err error
 	var lacks map[string]string

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 
+	"k8s.io/client-go/tools/cache"
+
 	"github.com/ambitmesh/ambit/controller/mesh"
 	"github.com/ambitmesh/ambit/controller/translate"
 )
@@ -44,8 +46,10 @@ func (t *translator) settle(v *view, changed map[key]struct{}) {
 			before.looks = k.name == t.cfg.Translate.RootNamespace || t.cfg.Translate.Mesh.Discovers(nil)
 		}
 		now := t.scopeOf(v, k.name)
-		t.scopes[k.name] = now
-		t.whole = t.whole || now != before
+		if t.scopes[k.name] = now; v.Namespace(k.name) == nil {
+			delete(t.scopes, k.name)
+		}
+		t.whole = t.whole || now != before && t.holds(k.name)
 	}
 	if t.whole {
 		for _, o := range t.caches.policies.GetIndexer().ListKeys() {
@@ -57,9 +61,23 @@ func (t *translator) settle(v *view, changed map[key]struct{}) {
 	}
 }
 
+// holds reports whether anything has been decided by the scope of a namespace.
+// One that comes has nothing yet, one that goes nothing any more.
+func (t *translator) holds(namespace string) bool {
+	c := t.caches
+	for _, inf := range []cache.SharedIndexInformer{
+		c.pods, c.services, c.slices, c.policies, c.peers, c.serviceEntries, c.workloadEntries, c.gateways,
+	} {
+		if keys, err := inf.GetIndexer().IndexKeys(cache.NamespaceIndex, namespace); err != nil || len(keys) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
 func (t *translator) scopeOf(v *view, namespace string) scope {
 	s := scope{looks: t.cfg.Translate.Looks(namespace, v)}
-	if ns := v.Namespace(namespace); ns != nil {
+	if ns := v.Namespace(namespace); ns != nil && t.cfg.Translate.Beside { // else nobody asks
 		s.revision = ns.Labels[translate.RevisionLabel]
 	}
 	return s

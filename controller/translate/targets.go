@@ -147,15 +147,15 @@ func (c Config) target(ap *securityv1.AuthorizationPolicy, ref *v1beta1.PolicyTa
 
 // ancestor: what a policy on a service needs is the service's waypoint.
 func (c Config) ancestor(t target, b Binding, no func(reason, message string) target, objs Objects) target {
-	if b.Waypoint == nil || len(b.Gateways) == 0 {
+	if b.Waypoint == nil {
 		return no(ReasonAncestorNotBound, "is not bound to a waypoint")
 	}
-	namespace, name, _ := strings.Cut(b.Gateways[0], "/")
-	if gw := objs.Gateway(namespace, name); gw == nil || !c.ours(gw, objs) {
+	waypoint := b.through[0]
+	if gw := objs.Gateway(waypoint.namespace, waypoint.name); gw == nil || !c.ours(gw, objs) {
 		t.foreign = true
 		return t
 	}
-	t.bound = b.Gateways[0]
+	t.bound = waypoint.String()
 	return t
 }
 

@@ -34,6 +34,7 @@ func TestPolicyTargets(t *testing.T) {
 		{"shop", "{targetRefs: [" + gateway("none") + "]}", "False TargetNotFound: Gateway.gateway.networking.k8s.io:shop/none was not found"},
 		{"shop", "{targetRefs: [" + gateway("theirs") + "]}", ""},
 		{"shop", "{targetRefs: [" + service("bound") + "]}", "True Accepted: bound to shop/wp"},
+		{"shop", "{targetRefs: [" + service("orphan") + "]}", "True Accepted: bound to shop/wp"}, // a label of a Gateway that is gone
 		{"shop", "{targetRefs: [{group: core, kind: Service, name: bound}]}", "True Accepted: bound to shop/wp"},
 		{"shop", "{targetRefs: [" + service("free") + "]}", "False AncestorNotBound: Service.core:shop/free is not bound to a waypoint"},
 		{"shop", "{targetRefs: [" + service("none") + "]}", "False TargetNotFound: Service.core:shop/none was not found"},

@@ -112,7 +112,7 @@ func (p *plane) testWaypoint(t *testing.T, w *world, client, server *pod) {
 	through(false)
 	label(`{"istio.io/use-waypoint":"way"}`)
 	says("istio.io/WaypointBound", "False", "WaypointIsNotReady")
-	through(false)                              // which is not there yet
+	through(false)                                  // which is not there yet
 	eventuallyLong(t, "the Gateway", func() error { // the API server serves a new type after a moment
 		_, err := gateways.Create(p.ctx, &gatewayv1.Gateway{
 			ObjectMeta: metav1.ObjectMeta{Name: "way", Annotations: map[string]string{"ambient.istio.io/waypoint-inbound-binding": "NONE/8090"}},

@@ -24,6 +24,9 @@ const (
 	// remembered; the oldest is given up.
 	absentPerOwner = 1024
 	absentAll      = 8192
+	// openPerOwner is how many names of one owner may be without an answer,
+	// whoever still waits for it: each is asked again on the next stream.
+	openPerOwner = 1024
 	// absentFor is how long the word of a control plane counts that may not tell
 	// when a name that meant nothing comes to mean something.
 	absentFor = 5 * time.Second
@@ -66,6 +69,7 @@ type question struct {
 	state state
 	owner string
 	done  chan struct{} // closed with the answer; only while asking
+	asker *owner        // whose open question it is; only while asking
 	when  time.Time     // of the answer
 }
 
@@ -74,6 +78,7 @@ type owner struct {
 	turns  chan struct{}
 	absent []string // oldest first
 	users  int
+	open   int // questions without an answer
 }
 
 func newDemand(store *mesh.Store, questions *prometheus.CounterVec) *Demand {
@@ -122,8 +127,13 @@ func (d *Demand) Fetch(ctx context.Context, of, name string) error {
 	if d.Known(name) {
 		return nil // somebody else asked meanwhile
 	}
+	answered, ok := d.ask(of, o, name)
+	if !ok {
+		d.questions.WithLabelValues("unanswered").Inc()
+		return fmt.Errorf("%s: %w to %d others of the same pod", name, ErrUnanswered, openPerOwner)
+	}
 	select {
-	case <-d.ask(of, name):
+	case <-answered:
 		return nil
 	case <-ctx.Done():
 		return fail()
@@ -145,27 +155,47 @@ func (d *Demand) enter(of string) *owner {
 func (d *Demand) leave(of string, o *owner) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if o.users--; o.users == 0 && len(o.absent) == 0 {
+	o.users--
+	d.idleLocked(of, o)
+}
+
+// idleLocked lets go of an owner of whom there is nothing left to know.
+func (d *Demand) idleLocked(of string, o *owner) {
+	if o.users == 0 && o.open == 0 && len(o.absent) == 0 && d.owners[of] == o {
 		delete(d.owners, of)
 	}
 }
 
-// ask returns a channel that is closed with the answer.
-func (d *Demand) ask(of, name string) <-chan struct{} {
+// ask returns a channel that is closed with the answer. It is not ok while too many
+// questions of o, who is of, have none.
+func (d *Demand) ask(of string, o *owner, name string) (answered <-chan struct{}, ok bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if q := d.names[name]; q != nil && q.state == asking {
-		return q.done
+		return q.done, true
+	}
+	if o.open >= openPerOwner {
+		return nil, false
 	}
 	d.forgetAbsentLocked(name) // if its time is over: it is asked again
-	q := &question{owner: of, done: make(chan struct{})}
+	o.open++
+	q := &question{owner: of, done: make(chan struct{}), asker: o}
 	d.names[name] = q
 	if _, _, ok := mesh.ParseAddressName(name); ok {
 		d.open[name] = struct{}{}
 	}
 	d.asks = append(d.asks, name)
 	d.poke()
-	return q.done
+	return q.done, true
+}
+
+// closeLocked tells those who wait for q that it has its answer.
+func (d *Demand) closeLocked(q *question) {
+	close(q.done)
+	o := q.asker
+	q.done, q.asker = nil, nil
+	o.open--
+	d.idleLocked(q.owner, o)
 }
 
 func (d *Demand) poke() {
@@ -216,7 +246,7 @@ func (d *Demand) mode(whole, coherent bool) {
 	}
 	for _, q := range d.names {
 		if q.state == asking {
-			close(q.done)
+			d.closeLocked(q)
 		}
 	}
 	clear(d.names)
@@ -282,11 +312,11 @@ func (d *Demand) presentLocked(at *mesh.Snapshot, n string) bool {
 func (d *Demand) foundLocked(n string, q *question) {
 	d.questions.WithLabelValues("found").Inc()
 	delete(d.open, n)
-	close(q.done)
+	d.closeLocked(q)
 	at := d.store.Load()
 	network, ip, ok := mesh.ParseAddressName(n)
 	if !ok {
-		q.state, q.done, q.when = complete, nil, d.now()
+		q.state, q.when = complete, d.now()
 		return
 	}
 	delete(d.names, n)
@@ -303,8 +333,8 @@ func (d *Demand) foundLocked(n string, q *question) {
 func (d *Demand) absentLocked(n string, q *question) {
 	d.questions.WithLabelValues("absent").Inc()
 	delete(d.open, n)
-	close(q.done)
-	q.state, q.done, q.when = absent, nil, d.now()
+	d.closeLocked(q)
+	q.state, q.when = absent, d.now()
 	o := d.owners[q.owner]
 	if o == nil {
 		o = &owner{turns: make(chan struct{}, perOwner)}
@@ -336,9 +366,8 @@ func (d *Demand) forgetAbsentLocked(n string) {
 	}
 	d.absent = without(d.absent, n)
 	if o := d.owners[q.owner]; o != nil {
-		if o.absent = without(o.absent, n); len(o.absent) == 0 && o.users == 0 {
-			delete(d.owners, q.owner)
-		}
+		o.absent = without(o.absent, n)
+		d.idleLocked(q.owner, o)
 	}
 }
 

@@ -34,7 +34,7 @@ type allocator struct {
 	cfg     *Config
 	caches  *caches
 	metrics *metrics
-	queue   workqueue.TypedRateLimitingInterface[string] // <namespace>/<name>
+	queue   *duties[string] // <namespace>/<name>
 
 	mu    sync.Mutex
 	hosts map[string][]string // hosts to have addresses, by entry that is ours to write to; guarded by mu
@@ -54,8 +54,7 @@ type write struct {
 func newAllocator(cfg *Config, cs *caches, m *metrics) (*allocator, error) {
 	a := &allocator{
 		cfg: cfg, caches: cs, metrics: m,
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, time.Minute)),
+		queue: newDuties(workqueue.NewTypedItemExponentialFailureRateLimiter[string](20*time.Millisecond, time.Minute)),
 		hosts: make(map[string][]string),
 	}
 	return a, cs.serviceEntries.AddIndexers(cache.Indexers{byAllocated: entryAddresses})
@@ -123,6 +122,7 @@ func (a *allocator) run(term context.Context) {
 	if awaitSync(term, a.caches.serviceEntries.HasSynced) != nil {
 		return
 	}
+	defer a.queue.take()()
 	a.writes, a.pending, a.told = make(map[string]write), make(map[netip.Addr]struct{}), make(map[string]string)
 	a.mu.Lock()
 	for entry := range a.hosts {

@@ -33,7 +33,7 @@ type bindings struct {
 	cfg     *Config
 	caches  *caches
 	metrics *metrics
-	queue   workqueue.TypedRateLimitingInterface[key]
+	queue   *duties[key]
 
 	mu     sync.Mutex
 	wanted map[key][]translate.Condition // guarded by mu; of objects that have any
@@ -42,7 +42,7 @@ type bindings struct {
 func newBindings(cfg *Config, cs *caches, m *metrics) *bindings {
 	return &bindings{
 		cfg: cfg, caches: cs, metrics: m, wanted: make(map[key][]translate.Condition),
-		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[key](50*time.Millisecond, time.Minute)),
+		queue: newDuties(workqueue.NewTypedItemExponentialFailureRateLimiter[key](50*time.Millisecond, time.Minute)),
 	}
 }
 
@@ -73,6 +73,7 @@ func (b *bindings) want(k key, conditions []translate.Condition) {
 
 // run writes until term ends.
 func (b *bindings) run(term context.Context) {
+	defer b.queue.take()()
 	// Everything that has a condition is looked at again: another replica may
 	// have had the Lease.
 	b.mu.Lock()

@@ -31,9 +31,9 @@ type writer struct {
 	caches  *caches
 	metrics *metrics
 
-	configMaps []informers.SharedInformerFactory         // one per ConfigMap name
-	byName     map[string]cache.SharedIndexInformer      // the informers in them
-	queue      workqueue.TypedRateLimitingInterface[job] // keys to write; idle replicas drain nothing
+	configMaps []informers.SharedInformerFactory    // one per ConfigMap name
+	byName     map[string]cache.SharedIndexInformer // the informers in them
+	queue      *duties[job]                         // keys to write
 
 	mu       sync.Mutex
 	verdicts map[job]policyVerdict // wanted statuses, guarded by mu
@@ -42,9 +42,8 @@ type writer struct {
 func newWriter(cfg *Config, cs *caches, m *metrics) (*writer, error) {
 	w := &writer{
 		cfg: cfg, caches: cs, metrics: m,
-		byName: make(map[string]cache.SharedIndexInformer),
-		queue: workqueue.NewTypedRateLimitingQueue(
-			workqueue.NewTypedItemExponentialFailureRateLimiter[job](50*time.Millisecond, time.Minute)),
+		byName:   make(map[string]cache.SharedIndexInformer),
+		queue:    newDuties(workqueue.NewTypedItemExponentialFailureRateLimiter[job](50*time.Millisecond, time.Minute)),
 		verdicts: make(map[job]policyVerdict),
 	}
 	for _, name := range cfg.ConfigMaps {
@@ -133,6 +132,7 @@ func (w *writer) run(term context.Context) {
 	}
 	w.metrics.leader.Set(1)
 	defer w.metrics.leader.Set(0)
+	defer w.queue.take()()
 	// Everything is looked at again: another replica may have had the Lease.
 	w.queueNamespaces()
 	w.mu.Lock()

@@ -1,12 +1,14 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"strings"
 
@@ -22,7 +24,7 @@ import (
 // again for each connection so that rotation needs no restart, the word
 // SYSTEM, or PEM itself. other is a second name that the server's certificate may
 // have, besides that of the address. nil for plaintext.
-func rootsTLS(secure bool, setting, other string, terms *identity.Terms) func() (*tls.Config, error) {
+func rootsTLS(secure bool, address, setting, other string, terms *identity.Terms) func() (*tls.Config, error) {
 	if !secure {
 		return nil
 	}
@@ -47,18 +49,23 @@ func rootsTLS(secure bool, setting, other string, terms *identity.Terms) func() 
 			// closed.
 			cfg.InsecureSkipVerify = true
 			roots := cfg.RootCAs
-			cfg.VerifyConnection = func(cs tls.ConnectionState) error { return eitherName(cs, roots, other) }
+			host, _, err := net.SplitHostPort(address)
+			if err != nil {
+				return nil, fmt.Errorf("control plane: %w", err)
+			}
+			cfg.VerifyConnection = func(cs tls.ConnectionState) error { return eitherName(cs, roots, host, other) }
 		}
 		return cfg, nil
 	}
 }
 
-// eitherName verifies a server by the name it was dialled by, or by other.
-func eitherName(cs tls.ConnectionState, roots *x509.CertPool, other string) error {
+// eitherName verifies a server by the host it was dialled by, or by other. The
+// connection does not tell the host: to TLS an address is no name of a server.
+func eitherName(cs tls.ConnectionState, roots *x509.CertPool, host, other string) error {
 	if len(cs.PeerCertificates) == 0 {
 		return errors.New("control plane: no certificate")
 	}
-	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), DNSName: cs.ServerName}
+	o := x509.VerifyOptions{Roots: roots, Intermediates: x509.NewCertPool(), DNSName: cmp.Or(host, other)}
 	for _, c := range cs.PeerCertificates[1:] {
 		o.Intermediates.AddCert(c)
 	}
@@ -74,7 +81,7 @@ func eitherName(cs tls.ConnectionState, roots *x509.CertPool, other string) erro
 func (c *config) xds(terms *identity.Terms, store *mesh.Store) xds.Config {
 	address, secure, _ := endpoint(c.XDSAddress)
 	return xds.Config{
-		Address: address, TLS: rootsTLS(secure, c.XDSRootCA, c.XDSName, terms), Token: token(c.AuthToken), ClusterID: c.ClusterID,
+		Address: address, TLS: rootsTLS(secure, address, c.XDSRootCA, c.XDSName, terms), Token: token(c.AuthToken), ClusterID: c.ClusterID,
 		Headers: c.XDSHeaders, NodeID: c.nodeID(), Metadata: c.metadata(version), JSON: c.MetaJSON, OnDemand: c.OnDemand,
 		Store: store,
 	}
@@ -84,7 +91,7 @@ func (c *config) xds(terms *identity.Terms, store *mesh.Store) xds.Config {
 func (c *config) ca(terms *identity.Terms) ca.Config {
 	address, secure, _ := endpoint(c.CAAddress)
 	return ca.Config{
-		Address: address, TLS: rootsTLS(secure, c.CARootCA, c.CAName, terms), Token: token(c.AuthToken), ClusterID: c.ClusterID,
+		Address: address, TLS: rootsTLS(secure, address, c.CARootCA, c.CAName, terms), Token: token(c.AuthToken), ClusterID: c.ClusterID,
 		Headers: c.CAHeaders, Impersonate: true, TTL: c.SecretTTL, Terms: terms,
 	}
 }

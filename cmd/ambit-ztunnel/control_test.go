@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -153,6 +154,7 @@ func TestOtherName(t *testing.T) {
 	roots := string(a.SecretData()[ca.KeyCACert])
 	for _, c := range []struct {
 		name, other string
+		host        string // "" for localhost
 		has         string // the certificate's name
 		terms       *identity.Terms
 		server      func(*tls.Config)
@@ -163,11 +165,14 @@ func TestOtherName(t *testing.T) {
 		{name: "the other one", other: "istiod.istio-system.svc", has: "istiod.istio-system.svc", ok: true},
 		{name: "the address's, although there is another", other: "istiod.istio-system.svc", has: "localhost", ok: true},
 		{name: "neither", other: "istiod.istio-system.svc", has: "elsewhere"},
+		{name: "neither at an address", host: "127.0.0.1", other: "istiod.istio-system.svc", has: "elsewhere"},
+		{name: "the other one at an address", host: "127.0.0.1", other: "istiod.istio-system.svc", has: "istiod.istio-system.svc", ok: true},
 		{name: "a server without post-quantum key exchange", has: "localhost", terms: &identity.Terms{Compliance: identity.PQC},
 			server: func(c *tls.Config) { c.CurvePreferences = []tls.CurveID{tls.CurveP256} }},
 		{name: "a server with it", has: "localhost", terms: &identity.Terms{Compliance: identity.PQC}, ok: true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			host := cmp.Or(c.host, "localhost")
 			cert, err := a.ServerCertificate(c.has)
 			if err != nil {
 				t.Fatal(err)
@@ -187,11 +192,11 @@ func TestOtherName(t *testing.T) {
 					nc.Close()
 				}
 			}()
-			cfg, err := rootsTLS(true, roots, c.other, c.terms)()
+			cfg, err := rootsTLS(true, net.JoinHostPort(host, "15012"), roots, c.other, c.terms)()
 			if err != nil {
 				t.Fatal(err)
 			}
-			cfg.ServerName = "localhost"
+			cfg.ServerName = host
 			conn, err := tls.Dial("tcp", ln.Addr().String(), cfg)
 			if err == nil {
 				conn.Close()

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 
 	"github.com/ambitmesh/ambit/cni/handoff"
@@ -141,7 +142,7 @@ func (p *served) open() error {
 // ports are those the listeners happen to have.
 func (p *served) ports() []uint16 {
 	ports := []uint16{live.AddrPort(p.out.Addr()).Port(), live.AddrPort(p.in.Addr()).Port()}
-	for _, ln := range p.hbone {
+	for _, ln := range slices.Concat(p.hbone, p.dns.tcp) {
 		ports = append(ports, live.AddrPort(ln.Addr()).Port())
 	}
 	return ports

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"strconv"
 
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -60,11 +62,13 @@ func dropStatus(object map[string]any) { delete(object, "status") }
 func dropSpec(object map[string]any) { delete(object, "spec") }
 
 // plainPorts writes the ports of a PeerAuthentication as numbers are written:
-// the schema's rule takes "007" and "+80" too.
+// the schema's rule takes "007" and "+80" too. Of several that are one port the
+// plain one counts, else the first: every replica has to read the same.
 func plainPorts(object map[string]any) {
 	spec, _ := object["spec"].(map[string]any)
 	ports, _ := spec["portLevelMtls"].(map[string]any)
-	for k, mode := range ports {
+	for _, k := range slices.Sorted(maps.Keys(ports)) {
+		mode := ports[k]
 		n, err := strconv.ParseInt(k, 10, 64)
 		plain := fmt.Sprint(n)
 		switch {

@@ -96,3 +96,14 @@ func TestPlainPorts(t *testing.T) {
 		}
 	}
 }
+
+// Of several ways to write one port every replica takes the same.
+func TestPlainPortsAreTheSameEverywhere(t *testing.T) {
+	for range 50 {
+		ports := map[string]any{"080": "PERMISSIVE", "+80": "STRICT", "0080": "DISABLE"}
+		plainPorts(map[string]any{"spec": map[string]any{"portLevelMtls": ports}})
+		if !reflect.DeepEqual(ports, map[string]any{"80": "STRICT"}) {
+			t.Fatal(ports)
+		}
+	}
+}

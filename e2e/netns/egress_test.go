@@ -285,6 +285,7 @@ func TestSOCKS5(t *testing.T) {
 		"a name that is not there": {"\x05\x01\x00\x03\x0fmissing.invalid" + port, 4, "bad_socks"},
 		"BIND":                     {"\x05\x02\x00\x01\x0a\x00\x00\x01" + port, 7, "bad_socks"},
 		"the proxy itself":         {"\x05\x01\x00\x01\x7f\x00\x00\x01\x3a\xe8", 1, "self_call"},
+		"the proxy by no address":  {"\x05\x01\x00\x01\x00\x00\x00\x00\x3a\xe8", 1, "self_call"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			conn, code := ask(t, c.request)

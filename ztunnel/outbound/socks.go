@@ -50,7 +50,7 @@ func (p *Proxy) serveSOCKS(ctx context.Context, c *net.TCPConn, lookup Lookup) {
 		return
 	}
 	snap, self, err := live.Local(ctx, p.cfg.Store, p.cfg.Node, p.cfg.Pod)
-	if err == nil && dst.Addr().IsLoopback() && (illegal(dst.Port()) || dst.Port() == SOCKSPort) {
+	if err == nil && (dst.Addr().IsLoopback() || dst.Addr().IsUnspecified()) && (illegal(dst.Port()) || dst.Port() == SOCKSPort) {
 		err = live.Errorf(live.SelfCall, "connection to %s: the port is the mesh's own", dst)
 	}
 	if err != nil {

@@ -228,10 +228,11 @@ func (d *Demand) begin() []string {
 }
 
 // server takes which kind of server speaks on the stream, before any of its
-// answers.
-func (d *Demand) server(ours bool) {
+// answers. That one does not send everything, as the last one did, counts at
+// once: it may have nothing to say of addresses before it is asked.
+func (d *Demand) server(ours, whole bool) {
 	d.mu.Lock()
-	d.ours = ours
+	d.ours, d.whole = ours, d.whole && whole
 	d.mu.Unlock()
 }
 

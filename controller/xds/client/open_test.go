@@ -47,3 +47,25 @@ func TestOpenQuestions(t *testing.T) {
 		t.Errorf("open %d, %d; %d owners and %d names are left", o.open, other.open, len(d.owners), len(d.names))
 	}
 }
+
+// TestLessThanEverything: what a server sent that sends everything is not taken for
+// everything any more when another one answers, of whatever type its answer is.
+func TestLessThanEverything(t *testing.T) {
+	d := newDemand(mesh.NewStore(), prometheus.NewCounterVec(prometheus.CounterOpts{Name: "questions"}, []string{"answer"}))
+	const name = "/10.0.0.1"
+	d.server(true, true)
+	if d.Known(name) {
+		t.Error("known before anything was sent")
+	}
+	d.mode(true, false)
+	d.begin()
+	d.server(true, true)
+	if !d.Known(name) {
+		t.Error("a server that sends everything again is asked")
+	}
+	d.begin()
+	d.server(false, false)
+	if d.Known(name) {
+		t.Error("what another server sent counts as everything")
+	}
+}

@@ -68,7 +68,8 @@ func (c *Client) connect(ctx context.Context) outcome {
 			}
 			c.askOwn(header, send)
 			if c.demand != nil {
-				c.demand.server(len(header.Get(wire.HeaderOnDemand)) > 0)
+				word := header.Get(wire.HeaderOnDemand)
+				c.demand.server(len(word) > 0, slices.Contains(word, wire.OnDemandWhole))
 			}
 			send.put(c.handle(r))
 			if c.demand != nil && r.GetTypeUrl() == wire.TypeAddress {

@@ -92,6 +92,9 @@ func (c *Controller) Run(ctx context.Context) error {
 		wg.Go(func() { c.await(ctx, g) })
 	}
 	wg.Go(func() { c.lead(ctx) })
+	if err := c.awaitSettings(ctx, c.translator.unreadable); err != nil {
+		return err
+	}
 	c.translator.run(ctx, func() { close(c.synced) })
 	return nil
 }

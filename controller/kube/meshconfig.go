@@ -1,9 +1,12 @@
 package kube
 
 import (
+	"context"
+	"fmt"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"k8s.io/client-go/tools/cache"
 
@@ -114,6 +117,35 @@ func (t *translator) readMeshConfig(v *view) {
 			"trust_domain_aliases", now.TrustDomainAliases, "discovery_selectors", len(now.DiscoverySelectors))
 	}
 	t.settings = &mesh.Settings{RegistryOnly: now.RegistryOnly, TrustDomainAliases: now.TrustDomainAliases}
+}
+
+// unreadable says why the mesh's settings cannot be read; nil if they can, or if
+// there are none. It may be asked before run.
+func (t *translator) unreadable() error {
+	_, report, err := translate.ParseMeshConfig(newView(t.caches, &t.good, &t.cfg.Translate).MeshConfig())
+	t.metrics.meshConfig(err == nil, len(report.Unknown), len(report.Ignored))
+	return err
+}
+
+// awaitSettings waits until the mesh's settings can be read. A controller that has
+// just started has no last good ones, and the defaults are looser than what
+// somebody may have wanted: nothing is served instead, data planes keep what they
+// have.
+func (c *Controller) awaitSettings(ctx context.Context, unreadable func() error) error {
+	logged := ""
+	for {
+		err := unreadable()
+		if err == nil {
+			return nil
+		}
+		if text := err.Error(); text != logged {
+			logged = text
+			c.cfg.Logger.Error("the mesh's settings cannot be read and there are no earlier ones, waiting", "error", strings.ReplaceAll(text, "\n", "; "))
+		}
+		if !pause(ctx, time.Second) {
+			return fmt.Errorf("settings of the mesh: %w", context.Cause(ctx))
+		}
+	}
 }
 
 // contradicts says that a setting is not what the command line says.

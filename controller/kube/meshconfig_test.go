@@ -1,7 +1,12 @@
 package kube
 
 import (
+	"context"
+	"errors"
+	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -52,4 +57,39 @@ func TestScopesCostNothing(t *testing.T) {
 	if tr.put(kindNamespace, namespace("first", "ambit")); settle() {
 		t.Error("alone in a cluster a namespace's revision counts")
 	}
+}
+
+// A controller that starts with settings that it cannot read serves nothing until
+// it can: the defaults would open what somebody may have closed.
+//
+//ambit:feature mesh-config-bad
+func TestUnreadableSettingsAtStart(t *testing.T) {
+	tr := newBench(t)
+	write := func(text string) {
+		tr.put(kindMeshConfig, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: translate.MeshConfigMap}, Data: map[string]string{"mesh": text}})
+	}
+	if err := tr.unreadable(); err != nil {
+		t.Errorf("without settings: %v", err)
+	}
+	write("outboundTrafficPolicy: {mode: ALLOW_SOME}")
+	if err := tr.unreadable(); err == nil || !strings.Contains(err.Error(), "ALLOW_SOME") {
+		t.Errorf("%v", err)
+	}
+	synctest.Test(t, func(t *testing.T) {
+		c := &Controller{cfg: *tr.cfg}
+		asked := 0
+		if err := c.awaitSettings(t.Context(), func() error {
+			if asked++; asked == 3 {
+				write("outboundTrafficPolicy: {mode: REGISTRY_ONLY}")
+			}
+			return tr.unreadable()
+		}); err != nil || asked != 3 {
+			t.Errorf("asked %d times: %v", asked, err)
+		}
+		ended, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if err := c.awaitSettings(ended, func() error { return errors.New("odd") }); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%v", err)
+		}
+	})
 }

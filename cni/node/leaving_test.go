@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+
+	"github.com/ambitmesh/ambit/cni/enroll"
 )
 
 // TestLeavingIsBounded: a connection that does not end keeps its pod in the mesh
@@ -83,5 +85,26 @@ func TestDriftIsCountedAnew(t *testing.T) {
 	b.eventually("ztunnel is told", func() bool { return b.zt.added() > adds })
 	if err := b.talk(x, "192.0.2.7:80").says("captured again"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestMovedWhileBusy: an address or device that comes while a job is at work may
+// have come after the job looked. The pod is looked at again soon, not only when
+// it is next checked for drift.
+func TestMovedWhileBusy(t *testing.T) {
+	l := &loop{a: &Agent{cfg: Config{DriftEvery: time.Hour}}, intended: map[string]enroll.IntendedPod{}}
+	e := &entry{uid: "p", busy: true}
+	l.pods = map[string]*entry{"p": e}
+	enrolled := &result{uid: "p", step: stepEnrol, held: &held{containerID: "c"}}
+
+	l.handle(t.Context(), event{moved: "p"})
+	l.finish(enrolled)
+	if in := time.Until(e.look); in > moveSettle {
+		t.Errorf("looked at in %s", in)
+	}
+	e.busy = true
+	l.finish(enrolled)
+	if in := time.Until(e.look); in < time.Minute {
+		t.Errorf("with nothing new looked at in %s", in)
 	}
 }

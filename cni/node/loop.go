@@ -24,6 +24,7 @@ type entry struct {
 	cancel  context.CancelFunc // ends a job that un-enrols; nil while another runs
 	stays   bool               // that job was ended, the pod is not to leave any more
 	again   bool               // something changed while busy
+	moved   time.Time          // when to look for what changed in its namespace while busy; zero: nothing did
 	waiters []waiter
 	leaving []chan<- struct{} // waiting for the sandbox to be cleared
 	gone    bool              // the sandbox was removed: clear what is held
@@ -211,7 +212,11 @@ func (l *loop) handle(ctx context.Context, ev event) {
 		if e := l.pods[ev.moved]; e != nil {
 			// Not at once: several changes come together, and the runtime
 			// takes lo down just before it sends the DEL.
-			if at := time.Now().Add(moveSettle); e.look.After(at) {
+			at := time.Now().Add(moveSettle)
+			if e.busy && e.moved.IsZero() {
+				e.moved = at // the job may have looked before
+			}
+			if e.look.After(at) {
 				e.look = at
 			}
 		}

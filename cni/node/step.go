@@ -126,6 +126,8 @@ func (l *loop) start(ctx context.Context, e *entry, s step) {
 func (l *loop) finish(r *result) *entry {
 	e := l.pods[r.uid]
 	e.busy, e.working = false, ""
+	moved := e.moved
+	e.moved = time.Time{}
 	superseded := e.stays && r.err != nil
 	if e.cancel != nil {
 		e.cancel()
@@ -165,6 +167,9 @@ func (l *loop) finish(r *result) *entry {
 	switch r.step {
 	case stepEnrol:
 		e.look = time.Now().Add(l.a.cfg.DriftEvery)
+		if !moved.IsZero() {
+			e.look = moved
+		}
 		e.captured(r.held.containerID)
 	case stepWithdraw, stepForget:
 		if r.step == stepForget {

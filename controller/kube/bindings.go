@@ -37,11 +37,19 @@ type bindings struct {
 
 	mu     sync.Mutex
 	wanted map[key][]translate.Condition // guarded by mu; of objects that have any
+
+	refused map[key]refused // owned by run: of Services, in this term
+}
+
+// refused is what another manager did not let us write.
+type refused struct {
+	uid  types.UID
+	want []translate.Condition
 }
 
 func newBindings(cfg *Config, cs *caches, m *metrics) *bindings {
 	return &bindings{
-		cfg: cfg, caches: cs, metrics: m, wanted: make(map[key][]translate.Condition),
+		cfg: cfg, caches: cs, metrics: m, wanted: make(map[key][]translate.Condition), refused: make(map[key]refused),
 		queue: newDuties(workqueue.NewTypedItemExponentialFailureRateLimiter[key](50*time.Millisecond, time.Minute)),
 	}
 }
@@ -74,6 +82,7 @@ func (b *bindings) want(k key, conditions []translate.Condition) {
 // run writes until term ends.
 func (b *bindings) run(term context.Context) {
 	defer b.queue.take()()
+	clear(b.refused)
 	// Everything that has a condition is looked at again: another replica may
 	// have had the Lease.
 	b.mu.Lock()
@@ -158,7 +167,11 @@ func (b *bindings) do(ctx context.Context, k key) {
 func (b *bindings) writeService(ctx context.Context, k key, want []translate.Condition) error {
 	svc := get[*corev1.Service](b.caches.services, k.namespace+"/"+k.name)
 	if svc == nil {
+		delete(b.refused, k)
 		return nil
+	}
+	if no, ok := b.refused[k]; ok && no.uid == svc.UID && slices.Equal(no.want, want) {
+		return nil // the next term asks again: the other one may be gone
 	}
 	conditions := []metav1.Condition{}
 	same := true
@@ -201,11 +214,14 @@ func (b *bindings) writeService(ctx context.Context, k key, want []translate.Con
 	case apierrors.IsNotFound(err):
 		return nil
 	case apierrors.IsConflict(err) && !force:
+		// Or the UID is that of a later one, which is asked for when it is seen.
+		b.refused[k] = refused{svc.UID, want}
 		b.cfg.Logger.Info("the conditions about waypoints are another's to write", "service", k.namespace+"/"+k.name, "error", err)
 		return nil
 	case apierrors.IsConflict(err): // the UID: an event of the new one comes
 		return nil
 	}
+	delete(b.refused, k)
 	b.metrics.wrote("service_status", err)
 	if err != nil {
 		return fmt.Errorf("status of Service %s/%s: %w", k.namespace, k.name, err)

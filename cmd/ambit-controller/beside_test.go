@@ -110,8 +110,10 @@ func testBesideIstio(t *testing.T, l *lab) {
 	must(pods.Create(ctx, allowNothing("foreign", map[string]string{rev: "default"}), metav1.CreateOptions{}))(t)
 	must(gateways.GatewayV1().Gateways("ours").Create(ctx, waypointGateway("wp", mine), metav1.CreateOptions{}))(t)
 	addressed(t, gateways, "ours", "wp", "10.96.8.2")
-	must(l.client.CoreV1().Services("ours").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: "web"},
-		Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}, metav1.CreateOptions{}))(t)
+	for name, labels := range map[string]map[string]string{"web": mine, "unmarked": nil} {
+		must(l.client.CoreV1().Services("ours").Create(ctx, &corev1.Service{ObjectMeta: metav1.ObjectMeta{Name: name, Labels: labels},
+			Spec: corev1.ServiceSpec{Selector: map[string]string{"app": "web"}, Ports: []corev1.ServicePort{{Name: "http", Port: 80}}}}, metav1.CreateOptions{}))(t)
+	}
 	l.pod(t, "ours", "web-1", "node-a", "10.0.0.41", map[string]string{"app": "web"})
 	l.patchPod(t, "ours", "web-1", `{"metadata":{"annotations":{"ambient.istio.io/redirection":"enabled"}}}`, "status")
 
@@ -125,8 +127,10 @@ func testBesideIstio(t *testing.T, l *lab) {
 	if w := s.Workload(podUID + "ours/web-1"); w == nil || w.Protocol != mesh.ProtocolHBONE || w.TrustDomain != "" {
 		t.Errorf("ours/web-1 is %+v", w)
 	}
-	if svc := s.Service("ours/web.ours.svc.cluster.local"); svc == nil || svc.Waypoint == nil || svc.Waypoint.Address.Prefix.Addr().String() != "10.96.8.2" {
-		t.Errorf("ours/web is %+v", svc)
+	for _, name := range []string{"web", "unmarked"} {
+		if svc := s.Service("ours/" + name + ".ours.svc.cluster.local"); svc == nil || svc.Waypoint == nil || svc.Waypoint.Address.Prefix.Addr().String() != "10.96.8.2" {
+			t.Errorf("ours/%s is %+v", name, svc)
+		}
 	}
 	if got := slices.Sorted(keysOf(s)); !slices.Equal(got, []string{"ours/marked", "ours/unmarked"}) {
 		t.Errorf("policies in force are %v", got)

@@ -112,7 +112,7 @@ func (b *bindings) stale() []key {
 	var out []key
 	for _, o := range b.caches.services.GetIndexer().List() {
 		svc := o.(*corev1.Service)
-		if b.cfg.Translate.Meshed(svc, v) && slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return slices.Contains(ours, c.Type) }) {
+		if b.cfg.Translate.Writes(svc, v) && slices.ContainsFunc(svc.Status.Conditions, func(c metav1.Condition) bool { return slices.Contains(ours, c.Type) }) {
 			out = append(out, key{kindService, svc.Namespace, svc.Name})
 		}
 	}

@@ -178,9 +178,10 @@ func (c Config) requiredStatus(svc *corev1.Service, b Binding, objs Objects) *Co
 		Message: "a waypoint is required and none is bound, so every connection to the pods is refused: " + why}
 }
 
-// ServiceStatus are the conditions a Service should bear.
+// ServiceStatus are the conditions that a Service should bear. None, as on
+// entries, when it is not ours to write on.
 func (c Config) ServiceStatus(svc *corev1.Service, objs Objects) []Condition {
-	if !published(svc) || !c.Meshed(svc, objs) || !c.Looks(svc.Namespace, objs) {
+	if !published(svc) || !c.Writes(svc, objs) {
 		return nil
 	}
 	b := c.BindService(svc, false, objs)

@@ -9,6 +9,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
+	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+
 	"github.com/ambitmesh/ambit/controller/mesh"
 )
 
@@ -183,5 +185,37 @@ func TestRequirePolicy(t *testing.T) {
 	aliased.Mesh.TrustDomainAliases = []string{"old.example"}
 	if m := aliased.RequirePolicy(one, &Set{GatewayList: []*gatewayv1.Gateway{gw}}).Rules[0].Clauses[0].Matches[0]; len(m.NotPrincipals) != 2 || m.NotPrincipals[1].Value != "old.example/ns/a/sa/w" {
 		t.Errorf("with an alias: %+v", m.NotPrincipals)
+	}
+}
+
+// Services and entries bear a status of ours by one rule: beside another control
+// plane only those that say our revision themselves.
+//
+//ambit:feature beside-writes
+func TestWhoBearsStatus(t *testing.T) {
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ours", Labels: map[string]string{RevisionLabel: "ambit", UseWaypointLabel: "wp"}}}
+	s := &Set{NamespaceList: []*corev1.Namespace{ns}}
+	for _, c := range []struct {
+		beside bool
+		rev    string
+		want   bool
+	}{
+		{false, "", true}, {false, "ambit", true}, {false, "other", false},
+		{true, "", false}, {true, "ambit", true}, {true, "other", false},
+	} {
+		cfg := testConfig()
+		cfg.Beside, cfg.Revision = c.beside, "ambit"
+		meta := metav1.ObjectMeta{Namespace: "ours", Name: "web", Labels: map[string]string{UseWaypointLabel: "wp"}}
+		if c.rev != "" {
+			meta.Labels[RevisionLabel] = c.rev
+		}
+		service := cfg.ServiceStatus(&corev1.Service{ObjectMeta: meta}, s)
+		_, serviceEntry := cfg.ServiceEntryStatus(&networkingv1.ServiceEntry{ObjectMeta: meta}, s)
+		_, workloadEntry := cfg.WorkloadEntryStatus(&networkingv1.WorkloadEntry{ObjectMeta: meta}, s)
+		for kind, got := range map[string][]Condition{"Service": service, "ServiceEntry": serviceEntry, "WorkloadEntry": workloadEntry} {
+			if len(got) > 0 != c.want {
+				t.Errorf("beside %t, %s of revision %q: conditions %+v", c.beside, kind, c.rev, got)
+			}
+		}
 	}
 }

@@ -103,7 +103,7 @@ func parse(args []string, env func(string) (string, bool), stderr io.Writer) (*c
 	text(&c.taint, "taint-name", "PILOT_NODE_UNTAINT_CONTROLLERS_TAINT_NAME", "cni.istio.io/not-ready", "key of that taint")
 	text(&c.enablement, "enablement-selector", "AMBIENT_ENABLEMENT_SELECTOR", "", "which pods are in the mesh, as the node agents have it: a YAML list of podSelector and namespaceSelector")
 	fs.Var(&c.nodeAccounts, "trusted-node-accounts", "accounts that may read the mesh and ask for other identities of their node, <namespace>/<name>; default <namespace>/ztunnel [$CA_TRUSTED_NODE_ACCOUNTS]")
-	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap)
+	fs.BoolVar(&c.istioNames, "istio-names", false, "answer under Istio's names too: DNS name istiod.istio-system.svc, ConfigMap "+kube.IstioRootConfigMap+" and, with revocation lists, "+kube.IstioCRLConfigMap)
 	fs.BoolVar(&c.allocate, "allocate-addresses", envBool(env, "PILOT_ENABLE_IP_AUTOALLOCATE", true), "give the hosts of ServiceEntries addresses of their own, in their status [$PILOT_ENABLE_IP_AUTOALLOCATE]")
 	text(&c.allocateIPv4, "allocate-ipv4", "PILOT_IP_AUTOALLOCATE_IPV4_PREFIX", "240.240.0.0/16", "where these IPv4 addresses are from; empty: there are none")
 	text(&c.allocateIPv6, "allocate-ipv6", "PILOT_IP_AUTOALLOCATE_IPV6_PREFIX", "2001:2::/48", "where these IPv6 addresses are from; empty: there are none")
@@ -239,7 +239,7 @@ func (c *config) serverNames() []string {
 // configMaps are the names under which namespaces receive the root.
 func (c *config) configMaps() []string {
 	if c.istioNames {
-		return []string{kube.RootConfigMap, kube.IstioRootConfigMap}
+		return []string{kube.RootConfigMap, kube.IstioRootConfigMap, kube.IstioCRLConfigMap}
 	}
 	return []string{kube.RootConfigMap}
 }

@@ -22,6 +22,7 @@ const (
 	LeaseName          = "ambit-controller-leader"
 	RootConfigMap      = "ambit-ca-root-cert"
 	IstioRootConfigMap = "istio-ca-root-cert"
+	IstioCRLConfigMap  = "istio-ca-crl" // revocation lists alone, where there are any
 	RootKey            = "root-cert.pem"
 )
 
@@ -43,7 +44,7 @@ type Config struct {
 	// ready; "": none does.
 	Untaint    string
 	Roots      Roots    // trust anchors for the ConfigMaps
-	ConfigMaps []string // names of the ConfigMaps that carry them
+	ConfigMaps []string // names of the ConfigMaps that carry them and the revocation lists
 	// Leading is run for as long as this replica holds the Lease; it returns
 	// when the term ends. nil: nothing.
 	Leading func(term context.Context)

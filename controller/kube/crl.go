@@ -27,12 +27,13 @@ func (r *Rotation) followCRL() {
 	r.cfg.Ring.SetRevoked(text)
 }
 
-// rootData is what a root ConfigMap should have and have lacks; nil for nothing.
+// rootData is what the ConfigMap of that name should have and have lacks; nil for
+// nothing. Istio's ztunnel mounts the lists from a ConfigMap of their own.
 // Without a word about revocation lists, which is no list, those that are there
 // stay: the Secret may not have been read yet, or be gone since an earlier run.
-func rootData(have map[string]string, bundle string, revoked []byte) map[string]string {
+func rootData(name string, have map[string]string, bundle string, revoked []byte) map[string]string {
 	want := map[string]string{}
-	if have[RootKey] != bundle {
+	if name != IstioCRLConfigMap && have[RootKey] != bundle {
 		want[RootKey] = bundle
 	}
 	if revoked != nil && have[CRLKey] != string(revoked) {

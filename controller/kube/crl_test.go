@@ -28,22 +28,27 @@ func TestRootData(t *testing.T) {
 	none := []byte{}
 	for _, c := range []struct {
 		name    string
+		of      string // ConfigMap; "" the roots'
 		have    map[string]string
 		revoked []byte
 		want    map[string]string
 	}{
-		{"all there", map[string]string{RootKey: "roots"}, none, nil},
-		{"no roots", map[string]string{}, none, map[string]string{RootKey: "roots"}},
-		{"no ConfigMap", nil, []byte("list"), map[string]string{RootKey: "roots", CRLKey: "list"}},
-		{"other roots", map[string]string{RootKey: "old", CRLKey: "list"}, []byte("list"), map[string]string{RootKey: "roots"}},
-		{"the first list", map[string]string{RootKey: "roots"}, []byte("list"), map[string]string{CRLKey: "list"}},
-		{"another list", map[string]string{RootKey: "roots", CRLKey: "old"}, []byte("list"), map[string]string{CRLKey: "list"}},
-		{"the last list taken away", map[string]string{RootKey: "roots", CRLKey: "old"}, none, map[string]string{CRLKey: ""}},
-		{"none any more", map[string]string{RootKey: "roots", CRLKey: ""}, none, nil},
-		{"not known yet", map[string]string{RootKey: "roots", CRLKey: "old"}, nil, nil},
-		{"not known, other roots", map[string]string{RootKey: "old", CRLKey: "old"}, nil, map[string]string{RootKey: "roots"}},
+		{"all there", "", map[string]string{RootKey: "roots"}, none, nil},
+		{"no roots", "", map[string]string{}, none, map[string]string{RootKey: "roots"}},
+		{"no ConfigMap", "", nil, []byte("list"), map[string]string{RootKey: "roots", CRLKey: "list"}},
+		{"other roots", "", map[string]string{RootKey: "old", CRLKey: "list"}, []byte("list"), map[string]string{RootKey: "roots"}},
+		{"the first list", "", map[string]string{RootKey: "roots"}, []byte("list"), map[string]string{CRLKey: "list"}},
+		{"another list", "", map[string]string{RootKey: "roots", CRLKey: "old"}, []byte("list"), map[string]string{CRLKey: "list"}},
+		{"the last list taken away", "", map[string]string{RootKey: "roots", CRLKey: "old"}, none, map[string]string{CRLKey: ""}},
+		{"none any more", "", map[string]string{RootKey: "roots", CRLKey: ""}, none, nil},
+		{"not known yet", "", map[string]string{RootKey: "roots", CRLKey: "old"}, nil, nil},
+		{"not known, other roots", "", map[string]string{RootKey: "old", CRLKey: "old"}, nil, map[string]string{RootKey: "roots"}},
+		{"Istio's, lists", IstioCRLConfigMap, nil, []byte("list"), map[string]string{CRLKey: "list"}},
+		{"Istio's, no lists", IstioCRLConfigMap, nil, none, nil},
+		{"Istio's, the last list taken away", IstioCRLConfigMap, map[string]string{CRLKey: "old"}, none, map[string]string{CRLKey: ""}},
+		{"Istio's, not known yet", IstioCRLConfigMap, map[string]string{CRLKey: "old"}, nil, nil},
 	} {
-		if got := rootData(c.have, "roots", c.revoked); !maps.Equal(got, c.want) || (got == nil) != (c.want == nil) {
+		if got := rootData(c.of, c.have, "roots", c.revoked); !maps.Equal(got, c.want) || (got == nil) != (c.want == nil) {
 			t.Errorf("%s: %v, want %v", c.name, got, c.want)
 		}
 	}

@@ -40,6 +40,9 @@ func (w *writer) lacking() []string {
 			continue
 		}
 		for _, name := range w.cfg.ConfigMaps {
+			if name == IstioCRLConfigMap {
+				continue
+			}
 			if have := get[*corev1.ConfigMap](w.byName[name], ns.Name+"/"+name); have == nil || have.Data[RootKey] != string(bundle) {
 				out = append(out, "configmap "+ns.Name+"/"+name)
 			}
@@ -76,11 +79,13 @@ func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 	var err error
 	var lacks map[string]string
 	if have != nil {
-		lacks = rootData(have.Data, want, revoked)
+		lacks = rootData(name, have.Data, want, revoked)
 	} else {
-		lacks = rootData(nil, want, revoked)
+		lacks = rootData(name, nil, want, revoked)
 	}
 	switch {
+	case lacks == nil:
+		return nil
 	case have == nil:
 		_, err = client.Create(ctx, &corev1.ConfigMap{
 			ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, Labels: map[string]string{"istio.io/config": "true"}},
@@ -89,8 +94,6 @@ func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 		if apierrors.HasStatusCause(err, corev1.NamespaceTerminatingCause) || apierrors.IsNotFound(err) {
 			return nil // the namespace is going
 		}
-	case lacks == nil:
-		return nil
 	default:
 		var patch []byte
 		if patch, err = json.Marshal(map[string]any{"data": lacks}); err == nil {

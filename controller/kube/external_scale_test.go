@@ -6,9 +6,12 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	gatewayv1 "sigs.k8s.io/gateway-api/apis/v1"
 
 	networking "istio.io/api/networking/v1alpha3"
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
+
+	"github.com/ambitmesh/ambit/controller/translate"
 )
 
 // fillExternal makes namespaces with a service entry each that picks two of
@@ -114,5 +117,44 @@ func BenchmarkExternalChange(b *testing.B) {
 		n++
 		tr.put(kindServiceEntry, sharing("ns7", 1+n%60000))
 		tr.batch(tr.dirty.drain())
+	}
+}
+
+// countingView counts who goes through all Gateways.
+type countingView struct {
+	*view
+	listed int
+}
+
+func (v *countingView) Gateways(namespace string) []*gatewayv1.Gateway {
+	if namespace == "" {
+		v.listed++
+	}
+	return v.view.Gateways(namespace)
+}
+
+// The gateways of other networks are looked for once in a batch, however many
+// endpoints are behind them.
+func TestNetworksOncePerBatch(t *testing.T) {
+	tr := newBench(t)
+	address := gatewayv1.IPAddressType
+	tr.put(kindGateway, &gatewayv1.Gateway{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "istio-system", Name: "east", Labels: map[string]string{translate.NetworkLabel: "east"}},
+		Spec: gatewayv1.GatewaySpec{GatewayClassName: "istio-remote",
+			Addresses: []gatewayv1.GatewaySpecAddress{{Type: &address, Value: "192.0.2.10"}},
+			Listeners: []gatewayv1.Listener{{Port: 15008, Protocol: "HBONE"}}},
+	})
+	v := &countingView{view: newView(tr.caches, &tr.good, &tr.cfg.Translate)}
+	for i := range 100 {
+		w, err := tr.cfg.Translate.WorkloadEntry(&networkingv1.WorkloadEntry{
+			ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: fmt.Sprint("we", i)},
+			Spec:       networking.WorkloadEntry{Address: fmt.Sprintf("172.16.0.%d", i), Network: "east"},
+		}, v)
+		if err != nil || w == nil || w.NetworkGateway == nil || w.NetworkGateway.Address.Prefix.Addr().String() != "192.0.2.10" {
+			t.Fatalf("%+v: %v", w, err)
+		}
+	}
+	if v.listed != 1 {
+		t.Errorf("all Gateways are gone through %d times for 100 endpoints", v.listed)
 	}
 }

@@ -49,6 +49,14 @@ func (v *view) NetworkServices() []*corev1.Service {
 	})
 }
 
+// Networks implements translate.Objects.
+func (v *view) Networks(find func() map[string]translate.Network) map[string]translate.Network {
+	if v.networks == nil {
+		v.networks = find()
+	}
+	return v.networks
+}
+
 // gatewayState remembers what was translated with which Gateways.
 type gatewayState struct {
 	// asking holds, per <namespace>/<name> of a Gateway, there or not, the

@@ -32,6 +32,7 @@ type view struct {
 	networkPolicies map[string][]*netv1.NetworkPolicy
 	gateways        map[string][]*gatewayv1.Gateway
 	external        externalView
+	networks        map[string]translate.Network // nil until somebody asks
 }
 
 var _ translate.Objects = (*view)(nil)

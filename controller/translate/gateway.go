@@ -20,6 +20,9 @@ type gatewayObjects interface {
 	// NetworkServices are the Services, of all namespaces, that have
 	// NetworkLabel.
 	NetworkServices() []*corev1.Service
+	// Networks is what find says, which is asked as seldom as the objects allow:
+	// every endpoint of another network needs it.
+	Networks(find func() map[string]Network) map[string]Network
 }
 
 // Labels and annotations that make a Gateway a waypoint, and mark what belongs

@@ -29,8 +29,12 @@ type Network struct {
 // of class istio-remote with the network's label says where its east-west
 // gateway is; so does a Service with the label and port 15008, for a gateway
 // that runs in this cluster. Of several the first by namespace and name counts,
-// Gateways before Services.
+// Gateways before Services. The result is shared: nobody may change it.
 func (c Config) Networks(objs Objects) map[string]Network {
+	return objs.Networks(func() map[string]Network { return c.networks(objs) })
+}
+
+func (c Config) networks(objs Objects) map[string]Network {
 	own := c.network(objs)
 	out := make(map[string]Network)
 	gateways := slices.Clone(objs.Gateways(""))

@@ -22,6 +22,9 @@ func (s *Set) NetworkServices() []*corev1.Service {
 	return keeping(s.ServiceList, func(svc *corev1.Service) bool { return svc.Labels[NetworkLabel] != "" })
 }
 
+// Networks implements Objects.
+func (s *Set) Networks(find func() map[string]Network) map[string]Network { return find() }
+
 // seen is s without what this control plane does not look at, and c with the
 // settings of the mesh that s has.
 func (c Config) seen(s *Set) (Config, *Set, error) {

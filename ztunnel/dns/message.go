@@ -56,7 +56,7 @@ func (q *question) kind() string {
 
 // transfer reports whether the answer is more than one message (RFC 5936, 1995).
 func (q *question) transfer() bool {
-	return len(q.msg.Question) == 1 && (q.msg.Question[0].Qtype == wire.TypeAXFR || q.msg.Question[0].Qtype == wire.TypeIXFR)
+	return q.isQuery() && (q.msg.Question[0].Qtype == wire.TypeAXFR || q.msg.Question[0].Qtype == wire.TypeIXFR)
 }
 
 // reply begins an answer of our own: the question as it was put, and EDNS if it
@@ -131,19 +131,8 @@ func questionEnd(raw []byte) int {
 	}
 	at := headerSize
 	for range int(raw[4])<<8 | int(raw[5]) {
-		for {
-			if at >= len(raw) {
-				return 0
-			}
-			n := int(raw[at])
-			if n&0xc0 == 0xc0 { // a pointer ends the name
-				at += 2
-				break
-			}
-			at += 1 + n
-			if n == 0 {
-				break
-			}
+		if at = nameEnd(raw, at); at == 0 {
+			return 0
 		}
 		at += 4
 	}
@@ -151,6 +140,21 @@ func questionEnd(raw []byte) int {
 		return 0
 	}
 	return at
+}
+
+// nameEnd is where the name at an offset ends, 0 if it cannot be told.
+func nameEnd(raw []byte, at int) int {
+	for at < len(raw) {
+		n := int(raw[at])
+		if n&0xc0 == 0xc0 { // a pointer ends the name
+			return at + 2
+		}
+		at += 1 + n
+		if n == 0 {
+			return at
+		}
+	}
+	return 0
 }
 
 // answers reports whether a message of a resolver is the one to this query,

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"errors"
-	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -43,11 +42,14 @@ func (s *Server) stream(ctx context.Context, c *net.TCPConn, own uint16) {
 		write sync.Mutex
 	)
 	defer wg.Wait()
-	reply := func(b []byte) {
+	within := func(b []byte, d time.Duration) error {
 		write.Lock()
 		defer write.Unlock()
-		_ = c.SetWriteDeadline(time.Now().Add(tcpIdle))
-		if writeFrame(c, b) != nil {
+		_ = c.SetWriteDeadline(time.Now().Add(d))
+		return writeFrame(c, b)
+	}
+	reply := func(b []byte) {
+		if within(b, tcpIdle) != nil {
 			c.Close() // ends the reader too
 		}
 	}
@@ -59,11 +61,6 @@ func (s *Server) stream(ctx context.Context, c *net.TCPConn, own uint16) {
 			return
 		}
 		x := &exchange{question: read(raw), raw: raw, protocol: "tcp", limit: maxMessage, client: client, server: server}
-		if x.transfer() {
-			wg.Wait()
-			s.splice(ctx, c, in, x)
-			return
-		}
 		if answer, done := s.local(x); done {
 			reply(answer)
 			continue
@@ -75,7 +72,12 @@ func (s *Server) stream(ctx context.Context, c *net.TCPConn, own uint16) {
 		}
 		under.Add(1)
 		wg.Go(func() {
-			answer := s.resolve(ctx, x)
+			var answer []byte
+			if !x.transfer() {
+				answer = s.resolve(ctx, x)
+			} else if s.transfer(ctx, x, func(b []byte) error { return within(b, transferIdle) }) != nil {
+				c.Close() // a zone that is not whole ends with the connection
+			}
 			under.Add(-1)
 			<-slots
 			if answer != nil {
@@ -99,48 +101,4 @@ func nextFrame(c *net.TCPConn, in *bufio.Reader, under *atomic.Int32) ([]byte, e
 		}
 		return readFrame(in)
 	}
-}
-
-// splice joins the client with the resolver from this question on: an answer of
-// many messages ends where only the two of them know.
-func (s *Server) splice(ctx context.Context, c *net.TCPConn, in *bufio.Reader, x *exchange) {
-	s.local(x) // counts it
-	x.series.upstream.Inc()
-	fail := func(err error) {
-		x.series.failures.Inc()
-		s.told(x, "forwarding failed ("+err.Error()+")", nil)
-		_ = writeFrame(c, x.failure(x.raw))
-	}
-	if err := s.cfg.Share.Take(live.CostConn); err != nil {
-		fail(err)
-		return
-	}
-	defer s.cfg.Share.Give(live.CostConn)
-	var up *net.TCPConn
-	err := errNoResolver
-	for _, server := range s.resolvers(x) {
-		dial, cancel := context.WithTimeout(ctx, upstreamTimeout)
-		up, err = s.cfg.Namespace.DialTCP(dial, netip.AddrPort{}, server, socketOptions)
-		cancel()
-		if err == nil {
-			break
-		}
-	}
-	if err != nil {
-		fail(err)
-		return
-	}
-	defer up.Close()
-	defer context.AfterFunc(ctx, func() { _ = up.Close() })()
-	err = writeFrame(up, x.raw)
-	if n := in.Buffered(); err == nil && n > 0 { // read ahead of the question
-		_, err = io.CopyN(up, in, int64(n))
-	}
-	if err != nil {
-		fail(err)
-		return
-	}
-	_ = c.SetDeadline(time.Time{})
-	s.told(x, "forwarded", nil)
-	_ = live.NewPipe(c, up).Run()
 }

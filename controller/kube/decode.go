@@ -22,7 +22,11 @@ import (
 // may write one could keep a controller from starting.
 func typed[T any](f dynamicinformer.DynamicSharedInformerFactory, resource schema.GroupVersionResource, log *slog.Logger) (cache.SharedIndexInformer, error) {
 	inf := f.ForResource(resource).Informer()
-	return inf, inf.SetTransform(func(obj any) (any, error) {
+	return inf, inf.SetTransform(decoding[T](log))
+}
+
+func decoding[T any](log *slog.Logger) cache.TransformFunc {
+	return func(obj any) (any, error) {
 		u, ok := obj.(*unstructured.Unstructured)
 		if !ok { // a tombstone: what it holds has been here before
 			return obj, nil
@@ -31,16 +35,20 @@ func typed[T any](f dynamicinformer.DynamicSharedInformerFactory, resource schem
 		if err != nil {
 			log.Warn("object cannot be read whole", "kind", u.GetKind(), "object", u.GetNamespace()+"/"+u.GetName(), "error", err)
 		}
+		if o == nil { // nothing that came over the wire
+			return nil, err
+		}
 		return trim(o)
-	})
+	}
 }
 
 // decode makes a T of an object. What stands in the way of the rest is left out:
 // first the status, which is no part of what is wanted, then what is known not
-// to decode. Without any of its spec a policy allows nobody.
+// to decode. Without any of its spec a policy allows nobody. The last resort is
+// what the object is: a list with one that is refused would never be taken in.
 func decode[T any](object map[string]any) (*T, error) {
 	var errs []error
-	for _, mend := range []func(map[string]any){nil, dropStatus, plainPorts, dropSpec} {
+	for _, mend := range []func(map[string]any){nil, dropStatus, plainPorts, dropSpec, bareMetadata} {
 		if mend != nil {
 			mend(object)
 		}
@@ -60,6 +68,27 @@ func decode[T any](object map[string]any) (*T, error) {
 func dropStatus(object map[string]any) { delete(object, "status") }
 
 func dropSpec(object map[string]any) { delete(object, "spec") }
+
+// bareMetadata keeps of the metadata what names an object, and the labels that
+// say whose it is.
+func bareMetadata(object map[string]any) {
+	all, _ := object["metadata"].(map[string]any)
+	bare := make(map[string]any)
+	for _, k := range []string{"name", "namespace", "uid", "resourceVersion"} {
+		if text, ok := all[k].(string); ok {
+			bare[k] = text
+		}
+	}
+	labels := make(map[string]any)
+	set, _ := all["labels"].(map[string]any)
+	for k, v := range set {
+		if text, ok := v.(string); ok {
+			labels[k] = text
+		}
+	}
+	bare["labels"] = labels
+	object["metadata"] = bare
+}
 
 // plainPorts writes the ports of a PeerAuthentication as numbers are written:
 // the schema's rule takes "007" and "+80" too. Of several that are one port the

@@ -2,17 +2,21 @@ package kube
 
 import (
 	"encoding/json"
+	"log/slog"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
 	"strings"
 	"testing"
 
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"sigs.k8s.io/yaml"
 
 	networkingv1 "istio.io/client-go/pkg/apis/networking/v1"
 	securityv1 "istio.io/client-go/pkg/apis/security/v1"
 
+	"github.com/ambitmesh/ambit/controller/translate"
 	"github.com/ambitmesh/ambit/controller/translate/malformed"
 )
 
@@ -105,5 +109,45 @@ func TestPlainPortsAreTheSameEverywhere(t *testing.T) {
 		if !reflect.DeepEqual(ports, map[string]any{"80": "STRICT"}) {
 			t.Fatal(ports)
 		}
+	}
+}
+
+// An object of which not even the metadata can be read is there by its name, as
+// the policy that allows nobody: it neither ends the program nor keeps others
+// from being read.
+func TestMetadataThatCannotBeRead(t *testing.T) {
+	for _, bad := range []map[string]any{
+		{"annotations": "none"}, {"labels": map[string]any{"a": int64(1), translate.RevisionLabel: "ambit"}},
+		{"generation": "first"}, {"ownerReferences": map[string]any{}}, {"creationTimestamp": "yesterday"}, {"deletionTimestamp": true},
+	} {
+		labels := bad["labels"] != nil
+		bad["name"], bad["namespace"], bad["uid"], bad["resourceVersion"] = "p", "ns", "u", "7"
+		said := 0
+		log := slog.New(slog.NewTextHandler(lines(func([]byte) { said++ }), nil))
+		out, err := decoding[securityv1.AuthorizationPolicy](log)(&unstructured.Unstructured{Object: map[string]any{
+			"apiVersion": "security.istio.io/v1", "kind": "AuthorizationPolicy", "metadata": bad,
+			"spec": map[string]any{"action": "ALLOW", "rules": []any{map[string]any{}}},
+		}})
+		ap, _ := out.(*securityv1.AuthorizationPolicy)
+		if err != nil || ap == nil || said != 1 {
+			t.Errorf("%v: %v, %v, said %d times", bad, out, err, said)
+			continue
+		}
+		if ap.Namespace != "ns" || ap.Name != "p" || ap.UID != "u" || ap.ResourceVersion != "7" || len(ap.Spec.GetRules()) > 0 {
+			t.Errorf("%v: %v", bad, ap)
+		}
+		if labels && (len(ap.Labels) != 1 || ap.Labels[translate.RevisionLabel] != "ambit") {
+			t.Errorf("labels are %v", ap.Labels)
+		}
+	}
+}
+
+// What cannot be told apart from nothing is refused, not taken for an object.
+func TestNothingDecoded(t *testing.T) {
+	out, err := decoding[securityv1.AuthorizationPolicy](slog.New(slog.DiscardHandler))(&unstructured.Unstructured{Object: map[string]any{
+		"metadata": map[string]any{"name": "p"}, "spec": math.NaN(), "status": math.NaN(), "other": math.NaN(),
+	}})
+	if out != nil || err == nil {
+		t.Errorf("%v, %v", out, err)
 	}
 }

@@ -1,6 +1,7 @@
 package dns
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -29,8 +30,22 @@ type series struct {
 	duration                     prometheus.Observer
 }
 
-// maxSeries bounds the cache, not the metrics.
+// maxSeries bounds the cache. The metrics are bounded by what their labels can be:
+// services and revisions of the node's pods, and the kinds below.
 const maxSeries = 10000
+
+// kinds are the types with a name of their own in the metrics. A pod may ask for
+// any, and each has series that stay.
+var kinds = []string{"a", "aaaa", "any", "axfr", "caa", "cname", "dnskey", "ds", "https", "ixfr", "mx", "naptr", "ns", "ptr", "soa", "srv", "svcb", "txt",
+	"unknown"} // has no name, or cannot be read
+
+// counted is a type as a label.
+func counted(kind string) string {
+	if slices.Contains(kinds, kind) {
+		return kind
+	}
+	return "other"
+}
 
 // NewMetrics registers the counters with r.
 func NewMetrics(r prometheus.Registerer) *Metrics {
@@ -54,7 +69,7 @@ func NewMetrics(r prometheus.Registerer) *Metrics {
 }
 
 func (m *Metrics) of(q *question, protocol string, w *mesh.Workload) *series {
-	k := questionKey{kind: q.kind(), protocol: protocol, service: "unknown", revision: "unknown"}
+	k := questionKey{kind: counted(q.kind()), protocol: protocol, service: "unknown", revision: "unknown"}
 	if w != nil {
 		k.service, k.revision = orUnknown(w.CanonicalName), orUnknown(w.CanonicalRevision)
 	}

@@ -135,7 +135,11 @@ func (c Config) target(ap *securityv1.AuthorizationPolicy, ref *v1beta1.PolicyTa
 	case ref.GetKind() == "ServiceEntry" && group == "networking.istio.io":
 		for _, se := range objs.ServiceEntries(ap.Namespace) {
 			if se.Name == ref.GetName() {
-				return c.ancestor(t, c.BindService(se, false, objs), no, objs)
+				var b Binding
+				if visible := c.visibility(se, nil, objs); visible != VisibleNone { // else it is served to nobody
+					b = c.BindService(se, visible == VisibleNamespace, objs)
+				}
+				return c.ancestor(t, b, no, objs)
 			}
 		}
 		return no(ReasonTargetNotFound, "was not found")

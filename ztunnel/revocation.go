@@ -34,11 +34,16 @@ func newRevocation(certs identity.Source, r prometheus.Registerer) *revocation {
 	v.rejected = vec("istio_crl_policy_rejections_total", "HBONE connections refused because the peer's certificate is revoked (unstable)")
 	v.cut = vec("ambit_crl_connections_ended_total", "HBONE connections that ended because the peer's certificate was revoked (unstable)")
 	v.blind = vec("istio_crl_untracked_connections_total", "HBONE connections that a revocation cannot end (unstable)")
-	gauge := func(name, help string, f func() float64) {
-		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, f))
+	gauge := func(name, help string, labels prometheus.Labels, f func() float64) {
+		r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels}, f))
 	}
-	gauge("ambit_crl_lists", "Revocation lists in force (unstable)", func() float64 { n, _ := v.trust.Len(); return float64(n) })
-	gauge("ambit_crl_certificates", "Certificates on the revocation lists in force (unstable)", func() float64 { _, n := v.trust.Len(); return float64(n) })
+	for i, state := range []string{"accepted", "refused", "unmet"} {
+		gauge("ambit_crl_lists", "Revocation lists, by what they are to the issuers of their names (unstable)", prometheus.Labels{"state": state}, func() float64 {
+			accepted, refused, unmet := v.trust.Standing()
+			return float64([]int{accepted, refused, unmet}[i])
+		})
+	}
+	gauge("ambit_crl_certificates", "Certificates on the revocation lists (unstable)", nil, func() float64 { _, n := v.trust.Len(); return float64(n) })
 	return v
 }
 

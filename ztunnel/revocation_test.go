@@ -39,9 +39,10 @@ func TestRevocationEndsConnections(t *testing.T) {
 			lists := map[live.Reporter]*identity.Revocations{live.Source: {}, live.Destination: {}}
 			sources := map[live.Reporter]hbonetest.Source{}
 			watches := map[live.Reporter]*revocation{}
+			registries := map[live.Reporter]*prometheus.Registry{live.Source: prometheus.NewRegistry(), live.Destination: prometheus.NewRegistry()}
 			for r, l := range lists {
 				sources[r] = hbonetest.Source{Trust: ca.Roots(), Certs: certs, Asks: &identity.Terms{Revoked: l}}
-				watches[r] = newRevocation(sources[r], prometheus.NewRegistry())
+				watches[r] = newRevocation(sources[r], registries[r])
 			}
 			ended := make(chan error, 1)
 			refused := make(chan error, 1)
@@ -129,8 +130,29 @@ func TestRevocationEndsConnections(t *testing.T) {
 			if n := value(t, watches[side].rejected[side]); n != 1 {
 				t.Errorf("%v connections refused", n)
 			}
+			if got := standing(t, registries[side]); got["accepted"] != 1 || got["refused"] != 0 || got["unmet"] != 0 || len(got) != 3 {
+				t.Errorf("lists by state: %v", got)
+			}
 		})
 	}
+}
+
+// standing are the values of ambit_crl_lists by state.
+func standing(t *testing.T, r *prometheus.Registry) map[string]float64 {
+	t.Helper()
+	families, err := r.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[string]float64{}
+	for _, f := range families {
+		if f.GetName() == "ambit_crl_lists" {
+			for _, m := range f.Metric {
+				got[m.Label[0].GetValue()] = m.GetGauge().GetValue()
+			}
+		}
+	}
+	return got
 }
 
 func value(t *testing.T, c prometheus.Counter) float64 {

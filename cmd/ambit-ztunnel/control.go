@@ -109,8 +109,8 @@ func (c *config) terms(log *slog.Logger, store *mesh.Store) (*identity.Terms, fu
 		return t, func(context.Context) error { return nil }
 	}
 	log = log.With(live.ScopeKey, "crl")
-	t.Revoked = &identity.Revocations{Strange: func(list, certificate string) {
-		log.Error("a revocation list does not count for a certificate on it: the issuer has not signed it", "list", list, "certificate", certificate)
+	t.Revoked = &identity.Revocations{Strange: func(list string, why error) {
+		log.Error("a revocation list does not count", "list", list, "error", why)
 	}}
 	f := &identity.File{Path: c.CRLPath, Revocations: t.Revoked, Logger: log}
 	f.Look() // before the first connection

@@ -18,9 +18,10 @@ const Revoked Cause = "revoked"
 // Revocations are the certificates that are good no more, and the connections
 // that end when theirs becomes one of them. The zero Revocations has no lists.
 type Revocations struct {
-	// Strange, if set before use, is told of a list that has a certificate on it
-	// whose issuer has the list's name and has not signed it. It does not count.
-	Strange func(list, certificate string)
+	// Strange, if set before use, is told of a list that does not count for an
+	// issuer of its name, and why: once for each that may not sign it, and of one
+	// that has not signed it once a certificate of it is on the list.
+	Strange func(list string, why error)
 	// Refused, if set before use, is told of every peer that a handshake refuses
 	// for being revoked, and whether we are the client.
 	Refused func(client bool)
@@ -36,8 +37,15 @@ type revocationList struct {
 	list    *x509.RevocationList
 	serials map[string]struct{}
 
-	mu     sync.Mutex
-	signed map[[32]byte]bool // guarded by mu; by issuer's certificate: the signature is the issuer's
+	mu    sync.Mutex
+	found map[[32]byte]*finding // guarded by mu; by issuer's certificate
+}
+
+// finding is what a list is to an issuer of its name.
+type finding struct {
+	counts   bool
+	disputed bool // signed with the issuer's key, but its certificate does not say it may
+	told     bool
 }
 
 // watched is one connection and the ways its peer's certificate was verified by.
@@ -89,7 +97,7 @@ func (r *Revocations) Set(lists []*x509.RevocationList) {
 	next := make(map[string][]*revocationList, len(lists))
 	size := 0
 	for _, l := range lists {
-		x := &revocationList{list: l, serials: make(map[string]struct{}, len(l.RevokedCertificateEntries)), signed: make(map[[32]byte]bool)}
+		x := &revocationList{list: l, serials: make(map[string]struct{}, len(l.RevokedCertificateEntries)), found: make(map[[32]byte]*finding)}
 		for i := range l.RevokedCertificateEntries {
 			if e := &l.RevokedCertificateEntries[i]; e.ReasonCode != removeFromCRL {
 				x.serials[string(e.SerialNumber.Bytes())] = struct{}{}
@@ -156,14 +164,15 @@ func (r *Revocations) checkChain(chain []*x509.Certificate) error {
 		r.mu.Unlock()
 		for _, l := range lists {
 			// The name alone does not make the issuer: every self-signed root of
-			// Istio has the same one.
-			if _, on := l.serials[string(c.SerialNumber.Bytes())]; on {
-				if ok, first := l.signedBy(issuer); !ok {
-					if first && r.Strange != nil {
-						r.Strange(l.list.Issuer.String(), fmt.Sprintf("serial %x", c.SerialNumber))
-					}
-					continue
-				}
+			// Istio has the same one. It is found out before it is needed: whoever
+			// runs the mesh must see that a list does not count while it revokes
+			// nobody yet.
+			_, on := l.serials[string(c.SerialNumber.Bytes())]
+			counts, why := l.counts(issuer, c, on)
+			if why != nil && r.Strange != nil {
+				r.Strange(l.list.Issuer.String(), why)
+			}
+			if on && counts {
 				what := "certificate"
 				if i > 0 {
 					what = "intermediate"
@@ -175,18 +184,63 @@ func (r *Revocations) checkChain(chain []*x509.Certificate) error {
 	return nil
 }
 
-// signedBy reports whether the list is signed with issuer's key; it is found out
-// once, which is first.
-func (l *revocationList) signedBy(issuer *x509.Certificate) (ok, first bool) {
+// counts reports whether the list is the issuer's word about c, which it may be
+// on: signed with its key by right (RFC 5280 6.3.3 (f), (g)). That is found out
+// once. An error is what has not been told before.
+func (l *revocationList) counts(issuer, c *x509.Certificate, on bool) (bool, error) {
 	key := sha256.Sum256(issuer.Raw)
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	ok, known := l.signed[key]
-	if !known {
-		ok = l.list.CheckSignatureFrom(issuer) == nil
-		l.signed[key] = ok
+	f := l.found[key]
+	if f == nil {
+		f = &finding{}
+		f.counts = l.list.CheckSignatureFrom(issuer) == nil
+		// RFC 5280 4.2.1.3: the usage cRLSign must be there where usages are named.
+		f.disputed = !f.counts &&
+			issuer.CheckSignature(l.list.SignatureAlgorithm, l.list.RawTBSRevocationList, l.list.Signature) == nil
+		l.found[key] = f
 	}
-	return ok, !known
+	if f.counts || f.told || !f.disputed && !on {
+		return f.counts, nil
+	}
+	f.told = true
+	if f.disputed {
+		return false, fmt.Errorf("it revokes nothing: the certificate of its issuer, serial %x, does not have the usage cRLSign of a CA", issuer.SerialNumber)
+	}
+	return false, fmt.Errorf("certificate serial %x is on it, and the issuer of that, serial %x, has not signed it", c.SerialNumber, issuer.SerialNumber)
+}
+
+// Standing counts lists by what they are to the issuers of their names that peers
+// have been verified by: accepted by one and disputed by none, refused, or of
+// nobody who has been met yet.
+func (r *Revocations) Standing() (accepted, refused, unmet int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, lists := range r.lists {
+		for _, l := range lists {
+			switch counts, met := l.standing(); {
+			case !met:
+				unmet++
+			case counts:
+				accepted++
+			default:
+				refused++
+			}
+		}
+	}
+	return accepted, refused, unmet
+}
+
+func (l *revocationList) standing() (counts, met bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, f := range l.found {
+		if f.disputed {
+			return false, true
+		}
+		counts = counts || f.counts
+	}
+	return counts, len(l.found) > 0
 }
 
 // Watch has end called when the peer that presented chain is revoked, perhaps at

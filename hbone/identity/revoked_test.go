@@ -140,7 +140,7 @@ func TestRevokedPeers(t *testing.T) {
 			trust := func(self identity.ID, cert *tls.Certificate) hbonetest.Source {
 				r := &identity.Revocations{
 					Refused: func(client bool) { refused[client]++ },
-					Strange: func(list, _ string) { strange = append(strange, list) },
+					Strange: func(list string, _ error) { strange = append(strange, list) },
 				}
 				set(t, r, c.lists...)
 				return hbonetest.Source{Trust: pool, Certs: map[identity.ID]*tls.Certificate{self: cert}, Asks: &identity.Terms{Revoked: r}}
@@ -166,6 +166,71 @@ func TestRevokedPeers(t *testing.T) {
 				t.Errorf("strange lists %v", strange)
 			}
 		})
+	}
+}
+
+// Whoever runs the mesh sees that a list does not count, and before it is needed.
+//
+//ambit:feature certificates-crl-standing
+func TestListsThatDoNotCount(t *testing.T) {
+	root := newAuthority(t, "mesh", nil)
+	twin := newAuthority(t, "mesh", nil)
+	inter := newAuthority(t, "cluster", root)
+	mute := newAuthority(t, "mute", nil) // its certificate does not allow it to sign lists
+	tmpl := *mute.cert
+	tmpl.KeyUsage = x509.KeyUsageCertSign
+	der, err := x509.CreateCertificate(rand.Reader, &tmpl, root.cert, mute.key.Public(), root.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entitled := mute.cert // same key and name
+	if mute.cert, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	pool := x509.NewCertPool()
+	pool.AddCert(root.cert)
+	pool.AddCert(twin.cert)
+	leaf := func(a *authority, between ...*authority) (chain []*x509.Certificate) {
+		chain = append(chain, a.issue(hbonetest.ID("a"), between...).Leaf)
+		for _, b := range between {
+			chain = append(chain, b.cert)
+		}
+		return chain
+	}
+	of := func(a *authority, cert *x509.Certificate, certs ...*x509.Certificate) []byte {
+		return (&authority{t: t, key: a.key, cert: cert}).revoke(certs...)
+	}
+	muted := leaf(mute, mute)
+	for _, c := range []struct {
+		name                     string
+		list                     []byte
+		peers                    [][]*x509.Certificate
+		accepted, refused, unmet int
+		said                     string
+	}{
+		{"nobody of the issuer has come", inter.revoke(), [][]*x509.Certificate{leaf(root)}, 0, 0, 1, ""},
+		{"its own", inter.revoke(), [][]*x509.Certificate{leaf(inter, inter)}, 1, 0, 0, ""},
+		{"of another of the same name", twin.revoke(), [][]*x509.Certificate{leaf(root)}, 0, 1, 0, ""},
+		{"of one of two of the same name", twin.revoke(), [][]*x509.Certificate{leaf(root), leaf(twin)}, 1, 0, 0, ""},
+		{"of one that may not", of(mute, entitled), [][]*x509.Certificate{leaf(mute, mute), leaf(mute, mute)}, 0, 1, 0, "cRLSign"},
+		{"of one that may not, with the peer on it", of(mute, entitled, muted[0]), [][]*x509.Certificate{muted, muted}, 0, 1, 0, "cRLSign"},
+	} {
+		var said []string
+		r := &identity.Revocations{Strange: func(list string, why error) { said = append(said, list+": "+why.Error()) }}
+		set(t, r, c.list)
+		for _, chain := range c.peers {
+			stop, err := r.Watch(chain, pool, func(err error) { t.Errorf("%s: ended: %v", c.name, err) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stop()
+		}
+		if a, b, u := r.Standing(); a != c.accepted || b != c.refused || u != c.unmet {
+			t.Errorf("%s: %d accepted, %d refused, %d unmet", c.name, a, b, u)
+		}
+		if len(said) > 1 || (len(said) == 1) != (c.said != "") || len(said) == 1 && !strings.Contains(said[0], c.said) {
+			t.Errorf("%s: said %q", c.name, said)
+		}
 	}
 }
 

@@ -180,7 +180,7 @@ func TestOnDemandConversation(t *testing.T) {
 
 // Nobody answers: the question has its end, and nothing is known afterwards.
 func TestOnDemandWithoutAnswer(t *testing.T) {
-	_, store := 0, mesh.NewStore()
+	store := mesh.NewStore()
 	d := client.New(client.Config{Store: store, OnDemand: true}).Demand()
 	ctx, cancel := context.WithCancel(context.Background())
 	errs := make(chan error)

@@ -152,7 +152,16 @@ func (r *running) testWaypoints(t *testing.T) {
 	r.says(t, "prod", "web", bound, "False", "WaypointIsNotReady", "")
 	r.await(t, "web without a waypoint", func(s *mesh.Snapshot) bool { return s.Service(webKey).Waypoint == nil })
 
-	r.label(t, "web", `{"istio.io/use-waypoint":null,"ambitmesh.io/require-waypoint":null,"istio.io/ingress-use-waypoint":null}`)
+	// What another control plane has left goes, and does not stand beside ours.
+	r.label(t, "web", `{"istio.io/use-waypoint":null}`)
+	r.says(t, "prod", "web", required, "False", "WaypointMissing", "names one")
+	r.says(t, "prod", "web", bound, "", "", "")
+	left := `{"apiVersion":"v1","kind":"Service","metadata":{"name":"web"},"status":{"conditions":[{"type":"` + bound + `","status":"True","reason":"Left","message":"","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`
+	must(r.client.CoreV1().Services("prod").Patch(t.Context(), "web", types.ApplyPatchType, []byte(left), metav1.PatchOptions{FieldManager: "pilot-discovery"}, "status"))(t)
+	r.says(t, "prod", "web", bound, "", "", "")
+	r.says(t, "prod", "web", required, "False", "WaypointMissing", "")
+
+	r.label(t, "web", `{"ambitmesh.io/require-waypoint":null,"istio.io/ingress-use-waypoint":null}`)
 	r.await(t, "web-1 open again", policy(""))
 	r.says(t, "prod", "web", bound, "", "", "")
 	r.says(t, "prod", "web", required, "", "", "")

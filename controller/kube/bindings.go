@@ -208,7 +208,7 @@ func (b *bindings) writeService(ctx context.Context, k key, want []translate.Con
 		return fmt.Errorf("status of Service %s/%s: %w", k.namespace, k.name, err)
 	}
 	force := !b.cfg.Translate.Beside
-	_, err = b.cfg.Client.CoreV1().Services(k.namespace).Patch(ctx, k.name, types.ApplyPatchType, patch,
+	now, err := b.cfg.Client.CoreV1().Services(k.namespace).Patch(ctx, k.name, types.ApplyPatchType, patch,
 		metav1.PatchOptions{FieldManager: bindingManager, Force: &force}, "status")
 	switch {
 	case apierrors.IsNotFound(err):
@@ -223,10 +223,41 @@ func (b *bindings) writeService(ctx context.Context, k key, want []translate.Con
 	}
 	delete(b.refused, k)
 	b.metrics.wrote("service_status", err)
+	if err == nil && force {
+		err = b.sweep(ctx, now, want)
+	}
 	if err != nil {
 		return fmt.Errorf("status of Service %s/%s: %w", k.namespace, k.name, err)
 	}
 	return nil
+}
+
+// sweep takes away conditions that are no longer wanted and that an apply leaves,
+// because it does not own them: those of a control plane that was here before.
+// Never beside another one, which may be whose they are.
+func (b *bindings) sweep(ctx context.Context, svc *corev1.Service, want []translate.Condition) error {
+	var left []map[string]string
+	for _, have := range svc.Status.Conditions {
+		if slices.Contains(ours, have.Type) && !slices.ContainsFunc(want, func(w translate.Condition) bool { return w.Type == have.Type }) {
+			left = append(left, map[string]string{"$patch": "delete", "type": have.Type})
+		}
+	}
+	if len(left) == 0 || !b.cfg.Translate.Writes(svc, newView(b.caches, &lastGood{}, &b.cfg.Translate)) {
+		return nil
+	}
+	patch, err := json.Marshal(map[string]any{
+		"metadata": map[string]any{"resourceVersion": svc.ResourceVersion},
+		"status":   map[string]any{"conditions": left},
+	})
+	if err == nil {
+		_, err = b.cfg.Client.CoreV1().Services(svc.Namespace).Patch(ctx, svc.Name, types.StrategicMergePatchType, patch,
+			metav1.PatchOptions{FieldManager: bindingManager}, "status")
+	}
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	b.metrics.wrote("service_status", err)
+	return err
 }
 
 // writeEntry patches the whole list, which these types do not merge, at the

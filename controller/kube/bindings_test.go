@@ -151,3 +151,42 @@ func TestRefusedBinding(t *testing.T) {
 		t.Errorf("%v is remembered of what is gone", b.refused)
 	}
 }
+
+// Conditions that another control plane has left go when we are alone, those of
+// others and of Services that are not ours stay, and beside it all stay.
+func TestConditionsLeftByAnother(t *testing.T) {
+	const sweeps = string(types.StrategicMergePatchType) + ` {"metadata":{"resourceVersion":"8"},"status":{"conditions":[{"$patch":"delete","type":"istio.io/WaypointBound"}]}}`
+	for _, c := range []struct {
+		name   string
+		beside bool
+		rev    string
+		want   []translate.Condition
+		sent   []string // beginnings
+	}{
+		{"alone", false, "", nil, []string{string(types.ApplyPatchType), sweeps}},
+		{"alone, with one that is wanted", false, "", []translate.Condition{{Type: translate.ConditionWaypointRequired}}, []string{string(types.ApplyPatchType), sweeps}},
+		{"alone, and wanted", false, "", []translate.Condition{{Type: translate.ConditionWaypointBound}}, []string{string(types.ApplyPatchType)}},
+		{"of another revision", false, "other", nil, []string{string(types.ApplyPatchType)}},
+		{"beside another", true, "ambit", nil, []string{string(types.ApplyPatchType)}},
+	} {
+		tr := newBench(t)
+		tr.cfg.Translate.Beside, tr.cfg.Translate.Revision = c.beside, "ambit"
+		svc := &corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "ours", Name: "web", UID: "one", ResourceVersion: "7"}}
+		if c.rev != "" {
+			svc.Labels = map[string]string{translate.RevisionLabel: c.rev}
+		}
+		svc.Status.Conditions = []metav1.Condition{{Type: translate.ConditionWaypointBound}, {Type: "example.com/Other"}}
+		tr.put(kindService, svc)
+		p, b, _ := newPatched(t, tr, func(string) (int, any) {
+			out := svc.DeepCopy()
+			out.ResourceVersion = "8"
+			return http.StatusOK, out
+		})
+		k := key{kindService, "ours", "web"}
+		b.want(k, c.want)
+		b.do(t.Context(), k)
+		if !slices.EqualFunc(p.sent, c.sent, strings.HasPrefix) {
+			t.Errorf("%s: sent %q", c.name, p.sent)
+		}
+	}
+}

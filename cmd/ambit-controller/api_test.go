@@ -79,6 +79,12 @@ func loopback(t *testing.T) *net.TCPListener {
 // stay and clients wait in the backlog while it is away.
 func (r *running) start(t *testing.T, args ...string) {
 	t.Helper()
+	r.launch(t, args...)
+	r.awaitReady(t)
+}
+
+func (r *running) launch(t *testing.T, args ...string) {
+	t.Helper()
 	args = append([]string{"--kubeconfig", r.account, "--replica", "first", "--address", r.xds.Addr().String(), "--monitoring-address", r.http.Addr().String()}, args...)
 	cfg := must(parse(args, func(string) (string, bool) { return "", false }, t.Output()))(t)
 	if err := cfg.Validate(); err != nil {
@@ -110,6 +116,10 @@ func (r *running) start(t *testing.T, args ...string) {
 		})
 	}
 	t.Cleanup(r.stop)
+}
+
+func (r *running) awaitReady(t *testing.T) {
+	t.Helper()
 	eventually(t, func() error {
 		if body := r.get("/ready"); !strings.HasPrefix(body, "ready") {
 			return fmt.Errorf("%s\n%s", body, r.log)
@@ -550,7 +560,22 @@ func (r *running) testLatency(t *testing.T) {
 // gone.
 func (r *running) testSecondReplica(t *testing.T) {
 	second := &running{lab: r.lab, whole: r.whole, account: r.account, log: &logBuffer{}, xds: loopback(r.whole), http: loopback(r.whole)}
-	second.start(r.whole, "--replica", "second")
+	// Settings that cannot be read: who has last good ones goes on, who has none waits.
+	settings := r.client.CoreV1().ConfigMaps("istio-system")
+	must(settings.Create(t.Context(), &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "istio"},
+		Data: map[string]string{"mesh": "outboundTrafficPolicy: {mode: ALLOW_SOME}"}}, metav1.CreateOptions{}))(t)
+	second.launch(r.whole, "--replica", "second")
+	eventually(t, func() error {
+		if said := second.log.String(); !strings.Contains(said, "there are no earlier ones") {
+			return errors.New("it does not say that it waits: " + said)
+		}
+		return nil
+	})
+	if body := second.get("/ready"); strings.HasPrefix(body, "ready") {
+		t.Errorf("ready without settings: %s", body)
+	}
+	must(0, settings.Delete(t.Context(), "istio", metav1.DeleteOptions{}))(t)
+	second.awaitReady(r.whole)
 	leads := func(r *running, want string) func() error {
 		return func() error {
 			if !strings.Contains(r.get("/metrics"), "\nambit_controller_leader "+want+"\n") {

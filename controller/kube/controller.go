@@ -91,10 +91,14 @@ func (c *Controller) Run(ctx context.Context) error {
 	for _, g := range absent {
 		wg.Go(func() { c.await(ctx, g) })
 	}
-	wg.Go(func() { c.lead(ctx) })
 	if err := c.awaitSettings(ctx, c.translator.unreadable); err != nil {
 		return err
 	}
-	c.translator.run(ctx, func() { close(c.synced) })
+	c.translator.run(ctx, func() {
+		close(c.synced)
+		// Not before: what is wanted of status is known only now, and whoever
+		// leads takes away what nobody wants.
+		wg.Go(func() { c.lead(ctx) })
+	})
 	return nil
 }

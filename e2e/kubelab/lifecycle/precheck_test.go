@@ -188,7 +188,7 @@ spec: {selector: {matchLabels: {app: istiod}}, template: {metadata: {labels: {ap
 		precheck(t, l).find(t, "error", "deployment istio-system/istiod", "--beside-istio")
 		a := precheck(t, l, "--beside-istio")
 		a.quiet(t, "beside Istio")
-		a.find(t, "warning", "deployment istio-system/istiod", "not separate")
+		a.find(t, "warning", "deployment istio-system/istiod", "label namespaces istio.io/rev=")
 		l.Kubectl(t, "delete", "deployment", "-n", "istio-system", "istiod")
 	})
 

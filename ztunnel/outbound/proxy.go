@@ -1,6 +1,7 @@
 package outbound
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math/rand/v2"
@@ -199,7 +200,7 @@ func (p *Proxy) connect(ctx context.Context, app *net.TCPConn, snap *mesh.Snapsh
 		if r.Service == nil && r.Kind != Waypoint || !worthAnother(err) || ctx.Err() != nil {
 			break
 		}
-		choice.Skip = append(choice.Skip, r.Upstream.UID)
+		choice.Skip = append(choice.Skip, cmp.Or(r.chosen, r.Upstream.UID))
 	}
 	return last, nil, failed
 }

@@ -53,6 +53,7 @@ type Route struct {
 	Upstream  *mesh.Workload // who is at Addr; nil for PassThrough
 	Service   *mesh.Service  // the service that was dialled, if it was one
 	Refusal   *live.Error    // Refuse only
+	chosen    string         // UID of the endpoint that was selected, for Choice; "" means Upstream's
 
 	// Gateway only: the port of Service in the authority, who is wanted behind the
 	// gateway, and who the server there must be.
@@ -145,8 +146,14 @@ func Resolve(snap *mesh.Snapshot, source *mesh.Workload, dst netip.AddrPort, cho
 	if !ok {
 		return refuse(dialled, live.NoAddress, "endpoint %s of %s has no usable address", up.workload.UID, dst)
 	}
+	chosen := up.workload.UID
+	if w := snap.WorkloadAt(source.Network, addr); w != nil && w.Protocol == mesh.ProtocolHBONE && up.workload.Protocol != w.Protocol {
+		// An endpoint written by hand at the address of a pod of the mesh is that
+		// pod: what goes to one is never in plaintext.
+		up.workload = w
+	}
 	target := netip.AddrPortFrom(addr, up.port)
-	r := Route{Kind: TCP, Addr: target, Upstream: up.workload, Service: up.service}
+	r := Route{Kind: TCP, Addr: target, Upstream: up.workload, Service: up.service, chosen: chosen}
 	if up.workload.Protocol == mesh.ProtocolHBONE {
 		r.Kind = HBONE
 		r.Addr = netip.AddrPortFrom(addr, HBONEPort)

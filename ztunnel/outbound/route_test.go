@@ -103,7 +103,7 @@ func text(r Route) string {
 
 // Where a connection goes, by the mesh's configuration.
 //
-//ambit:feature waypoint-hairpin waypoint-ingress traffic-service-ports
+//ambit:feature waypoint-hairpin waypoint-ingress traffic-service-ports traffic-endpoint-by-hand
 func TestResolve(t *testing.T) {
 	source := workload("client", nil, "10.0.0.1")
 	way := workload("way", nil, "10.0.0.50")
@@ -134,6 +134,12 @@ func TestResolve(t *testing.T) {
 		{name: "nor does one in passthrough mode", dst: "10.0.0.2:80",
 			objects: []any{service("web", func(s *mesh.Service) { s.LoadBalancing.Mode = mesh.ModePassthrough }, "10.0.0.2"), workload("s", nil, "10.0.0.2")},
 			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:80 as ns1/sa-s"},
+		{name: "an endpoint written by hand at a meshed pod's address is that pod", dst: "10.1.0.1:80",
+			objects: []any{service("web", nil, "10.1.0.1"), workload("s", nil, "10.0.0.2"), workload("byhand", func(w *mesh.Workload) { plain(w); member("web")(w) }, "10.0.0.2")},
+			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:8080 as ns1/sa-s of web"},
+		{name: "so is one of a slice", dst: "10.1.0.1:80",
+			objects: []any{service("web", nil, "10.1.0.1"), workload("s", nil, "10.0.0.2"), workload("byhand", func(w *mesh.Workload) { plain(w); w.HostNetwork = true; member("web")(w) }, "10.0.0.2")},
+			want:    "hbone 10.0.0.2:15008 for 10.0.0.2:8080 as ns1/sa-s of web"},
 		{name: "unmeshed pod", dst: "10.0.0.2:80",
 			objects: []any{workload("s", plain, "10.0.0.2")}, want: "tcp 10.0.0.2:80"},
 		{name: "host-network pod is unknown", dst: "10.0.0.2:80",

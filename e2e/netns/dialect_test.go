@@ -138,12 +138,7 @@ func restartsUnderForeignAgent(t *testing.T, f families) {
 
 	// A successor with both of them there: what is open goes on.
 	agent := w.agents[w.b]
-	old := w.b.zt
-	w.b.zt = w.b.startZtunnel([]string{"ADMIN_ADDR=127.0.0.1:25000", "STATS_ADDR=:25020", "READINESS_ADDR=:25021"})
-	eventually(t, "the successor is ready", func() error {
-		_, err := w.b.get("127.0.0.1:25021", "/healthz/ready")
-		return err
-	})
+	old := w.b.surge(t)
 	ended := make(chan struct{})
 	go func() { defer close(ended); old.terminate() }()
 	old.wantLog(t, "draining")

@@ -104,6 +104,19 @@ func controllerAway(t *testing.T, f families) {
 //ambit:feature lifecycle-rollout
 func TestDrain(t *testing.T) { each(t, drain, onlyIPv4, onlyIPv6) }
 
+// surge starts a successor of n's ztunnel beside it and returns the old one when the
+// new one is ready, as a rolling update with surge does.
+func (n *node) surge(t *testing.T) (old *process) {
+	t.Helper()
+	old = n.zt
+	n.zt = n.startZtunnel([]string{"ADMIN_ADDR=127.0.0.1:25000", "STATS_ADDR=:25020", "READINESS_ADDR=:25021"})
+	eventually(t, "the successor is ready", func() error {
+		_, err := n.get("127.0.0.1:25021", "/healthz/ready")
+		return err
+	})
+	return old
+}
+
 func drain(t *testing.T, f families) {
 	w := newWorldOf(t, f)
 	client, server := w.newPod(w.a, "client"), w.newPod(w.b, "server")
@@ -115,12 +128,7 @@ func drain(t *testing.T, f families) {
 
 	// A successor is ready before the old ztunnel is told to end, as a rolling
 	// update with surge has it.
-	old := w.b.zt
-	w.b.zt = w.b.startZtunnel([]string{"ADMIN_ADDR=127.0.0.1:25000", "STATS_ADDR=:25020", "READINESS_ADDR=:25021"})
-	eventually(t, "the successor is ready", func() error {
-		_, err := w.b.get("127.0.0.1:25021", "/healthz/ready")
-		return err
-	})
+	old := w.b.surge(t)
 	ended := make(chan struct{})
 	go func() { defer close(ended); old.terminate() }()
 	old.wantLog(t, "draining")

@@ -52,7 +52,7 @@ func newMetrics(r prometheus.Registerer, services func() int) *metrics {
 		}, []string{"object", "result"}),
 		settingsValid: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "ambit_controller_mesh_config_valid",
-			Help: "0 while the mesh's settings cannot be read and the last good ones are in force.",
+			Help: "0 while the mesh's settings cannot be read: the last good ones are in force, or nothing is served where there are none.",
 		}),
 		settingsOther: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "ambit_controller_mesh_config_fields_without_effect",

@@ -77,12 +77,11 @@ func (w *writer) writeRoot(ctx context.Context, namespace, name string) error {
 	want, revoked := string(bundle), w.cfg.Roots.Revoked()
 	have := get[*corev1.ConfigMap](w.byName[name], namespace+"/"+name)
 	var err error
-	var lacks map[string]string
+	var data map[string]string
 	if have != nil {
-		lacks = rootData(name, have.Data, want, revoked)
-	} else {
-		lacks = rootData(name, nil, want, revoked)
+		data = have.Data
 	}
+	lacks := rootData(name, data, want, revoked)
 	switch {
 	case lacks == nil:
 		return nil
